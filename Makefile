@@ -1,0 +1,54 @@
+# Everything a fresh machine with Python 3.11+ and make needs. `make help` lists the targets.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+UV := $(BIN)/python -m uv
+INSTALLED := $(VENV)/.installed
+BENCHMARKS := $(filter-out __init__,$(basename $(notdir $(wildcard simulations/benchmarks/*.py))))
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test check bench lock
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(INSTALLED) ## set up, then train and judge a federation of synthetic hospitals
+	$(BIN)/consilium-simulate scenario=demo
+
+test: $(INSTALLED) ## set up, then run the whole test suite
+	$(BIN)/python -m pytest
+
+check: $(INSTALLED) ## set up, then lint, types, import rules and tests: what .ci/run calls
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest
+
+bench: $(INSTALLED) ## set up, then run every benchmark; each ends with one JSON line
+	@set -e; for name in $(BENCHMARKS); do \
+		echo "== $$name"; $(BIN)/python -m simulations.benchmarks.$$name; \
+	done
+
+lock: $(VENV)/.uv ## write requirements.lock anew from pyproject.toml, keeping the versions that still fit
+	$(UV) pip compile pyproject.toml --quiet --universal --all-extras --group dev --generate-hashes \
+		--no-emit-index-url --custom-compile-command "make lock" --output-file requirements.lock
+
+# uv comes from the lock itself, checked by hash: flwr pins a version of uv, and a second one would be replaced
+# during the installation that it is running.
+$(VENV)/.uv:
+	@$(PYTHON) -c 'import sys; sys.exit("Expected Python 3.11 or newer, got " + sys.version.split()[0] \
+		+ "; choose another with: make PYTHON=python3.12 ...") if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv $(VENV)
+	@if test -f requirements.lock; then \
+		awk '/^[^ #]/ { wanted = /^uv==/ } wanted && !/^ *#/' requirements.lock > $(VENV)/uv.txt; \
+	else echo uv > $(VENV)/uv.txt; fi
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r $(VENV)/uv.txt
+	@touch $@
+
+# Written last: an interrupted set-up starts again.
+$(INSTALLED): requirements.lock pyproject.toml | $(VENV)/.uv
+	$(UV) pip install --python $(BIN)/python --require-hashes -r requirements.lock
+	$(UV) pip install --python $(BIN)/python --quiet --no-deps --editable .
+	@touch $@

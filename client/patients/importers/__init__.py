@@ -1,0 +1,5 @@
+"""Patients' files to records: a site's own folder, GA4GH phenopackets, the tidied phenopacket-store.
+
+Every importer returns a `PatientSet`: records, and one clear line for each thing that could not be read.
+An object with a problem gives no record; nothing is repaired, changed in place or dropped in silence.
+"""

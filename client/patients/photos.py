@@ -1,0 +1,155 @@
+"""Photos and slide tiles: decoded on demand, under limits, to pixels and nothing else.
+
+A reference holds a path or pixels. A file is decoded when its pixels are asked for, so that thousands of
+patients cost no memory. What reaches a model is an array: EXIF, color profiles, comments and previews stay
+behind in the file, after the orientation that a camera noted has been applied.
+"""
+
+import io
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from common.errors import BadFileError
+
+MAX_FILE_BYTES = 64 * 2**20
+MAX_PIXELS = 50_000_000
+# Named one by one: Pillow also opens formats that start other programs (EPS) or hold no photo at all.
+FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP")
+# The modes that mean 8 bits a channel; converting 16-bit gray would clip it without a word.
+_MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB"})
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class ImageRef:
+    """An image of a patient: either a file or its pixels.
+
+    Attributes:
+        path: A file of one of ``FORMATS``.
+        array: Pixels, uint8, (height, width, 3), RGB.
+    """
+
+    path: Path | None = None
+    array: NDArray[np.uint8] | None = None
+
+    def __post_init__(self) -> None:
+        if (self.path is None) == (self.array is None):
+            raise ValueError("Expected a path or an array, got both or neither")
+        if self.array is not None:
+            object.__setattr__(self, "array", _read_only(_checked(self.array)))
+
+    def pixels(self) -> NDArray[np.uint8]:
+        """The image, uint8, (height, width, 3), RGB, read-only; BadFileError if its file cannot be read."""
+        if self.array is not None:
+            return self.array
+        assert self.path is not None  # one of the two is set
+        return _read_only(decode_image(self.path))
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, ImageRef):
+            return NotImplemented
+        if self.array is None or other.array is None:
+            return self.path == other.path and self.array is other.array
+        return bool(np.array_equal(self.array, other.array))
+
+    def __hash__(self) -> int:
+        return hash(self.path) if self.array is None else hash((self.array.shape, self.array.tobytes()))
+
+    def __repr__(self) -> str:
+        # A path may hold a name, so it stays out of what a log may print.
+        return "ImageRef(file)" if self.array is None else f"ImageRef(array of {self.array.shape})"
+
+
+PhotoRef: TypeAlias = ImageRef
+"""A frontal photograph of a patient's face."""
+SlideRef: TypeAlias = ImageRef
+"""One tile of a patient's slide."""
+
+
+def decode_image(path: Path) -> NDArray[np.uint8]:
+    """The image of a file, uint8, (height, width, 3), RGB, upright, transparent parts white.
+
+    Guarantee: no file beyond MAX_FILE_BYTES is opened and none beyond MAX_PIXELS is decoded.
+
+    Raises:
+        BadFileError: What is wrong with the file.
+    """
+    try:
+        _require_file(path)
+        return _decode(path)
+    except FileNotFoundError as error:
+        raise BadFileError(path, "missing") from error
+    except OSError as error:
+        raise BadFileError(path, "not readable") from error
+
+
+def encode_png(pixels: NDArray[np.uint8]) -> bytes:
+    """The pixels, uint8, (height, width, 3), as a PNG file that holds nothing else."""
+    buffer = io.BytesIO()
+    Image.fromarray(_checked(pixels)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _require_file(path: Path) -> None:
+    status = path.stat()
+    # Opening a named pipe would wait for a writer forever.
+    if not stat.S_ISREG(status.st_mode):
+        raise BadFileError(path, "not a file")
+    if status.st_size > MAX_FILE_BYTES:
+        raise BadFileError(path, f"{status.st_size} bytes, too large: at most {MAX_FILE_BYTES} are read")
+
+
+def _decode(path: Path) -> NDArray[np.uint8]:
+    with path.open("rb") as file:
+        try:
+            with Image.open(file, formats=FORMATS) as image:
+                _require_photo(image, path)
+                return np.array(_as_rgb(ImageOps.exif_transpose(image)), dtype=np.uint8)
+        except BadFileError:
+            raise
+        except UnidentifiedImageError as error:
+            raise BadFileError(path, f"no image of the formats {', '.join(FORMATS)}") from error
+        except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+            raise BadFileError(
+                path, f"a decompression bomb: at most {MAX_PIXELS} pixels are decoded"
+            ) from error
+        except Exception as error:
+            # Damaged bytes end in almost any class: struct.error, SyntaxError, KeyError, OverflowError, ...
+            raise BadFileError(path, "damaged image data") from error
+
+
+def _require_photo(image: Image.Image, path: Path) -> None:
+    pixels = image.width * image.height
+    if pixels > MAX_PIXELS:
+        raise BadFileError(path, f"{pixels} pixels, a decompression bomb: at most {MAX_PIXELS} are decoded")
+    if image.mode not in _MODES:
+        raise BadFileError(path, f"pixels of mode {image.mode}, expected 8 bits a channel")
+    # A telephone's JPEG may carry a depth map as second frame; other files with frames are films or stacks.
+    frames = 1 if image.format in ("JPEG", "MPO") else getattr(image, "n_frames", 1)
+    if frames > 1:
+        raise BadFileError(path, f"{frames} frames, expected one")
+
+
+def _as_rgb(image: Image.Image) -> Image.Image:
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    # Any color may stand under a transparent pixel; white is what a viewer shows.
+    colored = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", colored.size, "white"), colored).convert("RGB")
+
+
+def _checked(array: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or array.size == 0:
+        raise ValueError(f"Expected uint8 of (height, width, 3), got {array.dtype} of {array.shape}")
+    return array
+
+
+def _read_only(array: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    view = array.view()
+    view.flags.writeable = False
+    return view

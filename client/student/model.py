@@ -1,0 +1,184 @@
+"""The student: a causal language model by name or folder, with one LoRA adapter.
+
+The base stays frozen and is named by a digest in the plan; all that is trained, sent and summed is the
+adapter. PEFT configures and holds it; ``common.adapter`` is its form without torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+
+from client.preferences.answers import write_answers
+from client.student.decode import TrieNode, build_trie
+from common.adapter import Adapter, AdapterSpec, Block, ModuleShape
+from common.plan import AdapterPlan
+from common.tracks import AnswerList
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json",
+                   "vocab.json", "merges.txt", "chat_template.jinja")  # fmt: skip
+TAIL_TOKENS = 16
+"""How many last tokens of a prompt survive truncation: the end of the question, where the answer begins."""
+
+
+def digest_base(folder: Path) -> tuple[str, str]:
+    """SHA-256 of a base model's folder and of its tokenizer: (model digest, tokenizer digest).
+
+    The model's digest covers its configuration and weights, file by file in order of name.
+
+    Raises:
+        ValueError: The folder holds no weights or no tokenizer.
+    """
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    weights = [p for p in files if p.name == "config.json" or p.suffix in {".safetensors", ".bin"}]
+    tokenizer = [p for p in files if p.name in TOKENIZER_FILES]
+    if len(weights) < 2 or not tokenizer:
+        raise ValueError(f"Expected config.json, weights and a tokenizer in {folder}")
+    return _digest_files(weights), _digest_files(tokenizer)
+
+
+def _digest_files(paths: Sequence[Path]) -> str:
+    whole = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            whole.update(f"{path.name}:{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    return whole.hexdigest()
+
+
+def load_base(name_or_folder: str, *, device: str = "cpu") -> tuple[nn.Module, PreTrainedTokenizerBase]:
+    """A frozen causal LM in fp32 with the attention that takes a block mask, and its tokenizer."""
+    tokenizer = AutoTokenizer.from_pretrained(name_or_folder)
+    if tokenizer.eos_token_id is None:
+        raise ValueError(f"Expected a tokenizer with an end-of-sequence token in {name_or_folder}")
+    # SDPA accepts an additive 4-D mask, which the shared prompt needs; flash attention does not.
+    model = AutoModelForCausalLM.from_pretrained(name_or_folder, attn_implementation="sdpa", dtype=torch.float32)
+    model.requires_grad_(requires_grad=False)
+    return model.to(device).eval(), tokenizer
+
+
+def adapter_spec(base: nn.Module, plan: AdapterPlan) -> AdapterSpec:
+    """Which linear layers of ``base`` carry adapter factors, with their sizes.
+
+    Raises:
+        ValueError: A target of the plan names no linear layer of the base.
+    """
+    shapes = [
+        ModuleShape(name=name, in_features=module.in_features, out_features=module.out_features)
+        for name, module in base.named_modules()
+        if isinstance(module, nn.Linear) and name.rsplit(".", 1)[-1] in plan.targets
+    ]
+    missing = set(plan.targets) - {shape.name.rsplit(".", 1)[-1] for shape in shapes}
+    if missing:
+        raise ValueError(f"Expected every adapter target to be a linear layer of the base; not so: {sorted(missing)}")
+    modules = tuple(sorted(shapes, key=lambda shape: shape.name))
+    return AdapterSpec(mode=plan.mode, rank=plan.rank, alpha=plan.alpha, modules=modules)
+
+
+@dataclass(frozen=True)
+class Student:
+    """A frozen base, one adapter on it, and the tokenizer that reads notes for it.
+
+    Attributes:
+        model: The base with PEFT's LoRA layers; only adapter factors may require gradients.
+        tokenizer: Of the base.
+        spec: Of the adapter.
+    """
+
+    model: PeftModel
+    tokenizer: Any
+    spec: AdapterSpec
+
+    @property
+    def pad_id(self) -> int:
+        """What fills short sequences; masked everywhere."""
+        pad = self.tokenizer.pad_token_id
+        return int(self.tokenizer.eos_token_id if pad is None else pad)
+
+    @property
+    def end_id(self) -> int:
+        """The end-of-sequence token."""
+        return int(self.tokenizer.eos_token_id)
+
+    def prompt_ids(self, prompt: str, longest: int) -> tuple[int, ...]:
+        """Token ids of a prompt, in the tokenizer's chat template where it has one.
+
+        A prompt over ``longest`` tokens loses tokens before its last ``TAIL_TOKENS``, never its end.
+        """
+        if self.tokenizer.chat_template:
+            turns = [{"role": "user", "content": prompt}]
+            ids = self.tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
+        else:
+            ids = self.tokenizer(prompt)["input_ids"]
+            # A tokenizer that closes every text with the end token would end the prompt before the answer.
+            ids = ids[:-1] if len(ids) > 1 and ids[-1] == self.end_id else ids
+        if len(ids) > longest:
+            ids = [*ids[: longest - TAIL_TOKENS], *ids[-TAIL_TOKENS:]]
+        return tuple(ids)
+
+    def answer_ids(self, answer: str) -> tuple[int, ...]:
+        """Token ids of an answer, its end-of-sequence token included."""
+        return (*self.tokenizer(answer, add_special_tokens=False)["input_ids"], self.end_id)
+
+    def answer_trie(self, header: str, answers: AnswerList) -> TrieNode:
+        """The trie of single-name answers of the plan under the fixed header."""
+        return build_trie([self.answer_ids(write_answers(header, [name])) for name in answers.names])
+
+    def load(self, adapter: Adapter) -> None:
+        """Put an adapter's values in place.
+
+        Raises:
+            ValueError: The adapter is not of this student's specification.
+        """
+        if adapter.spec != self.spec:
+            raise ValueError("Expected an adapter of this student's specification")
+        with torch.no_grad():
+            for name, parameter in self._factors():
+                parameter.copy_(torch.from_numpy(np.array(adapter.tensors[name])))
+
+    def read(self) -> Adapter:
+        """The adapter's values as they are now."""
+        tensors = {name: p.detach().cpu().float().numpy().copy() for name, p in self._factors()}
+        return Adapter(spec=self.spec, tensors=tensors)
+
+    def train_block(self, block: Block) -> list[Tensor]:
+        """Let only one block's factors require gradients; returns them in the adapter's order."""
+        chosen = []
+        for name, parameter in self._factors():
+            parameter.requires_grad_(name.endswith(f".lora_{block.value}"))
+            if parameter.requires_grad:
+                chosen.append(parameter)
+        return chosen
+
+    def _factors(self) -> list[tuple[str, nn.Parameter]]:
+        """(name as in ``Adapter.tensors``, parameter), in order of name."""
+        found = []
+        for name, parameter in self.model.named_parameters():
+            if ".lora_" in name:
+                short = name.removeprefix("base_model.model.").removesuffix(".default.weight")
+                found.append((short, parameter))
+        return sorted(found, key=lambda item: item[0])
+
+
+def make_student(base: nn.Module, tokenizer: PreTrainedTokenizerBase, spec: AdapterSpec) -> Student:
+    """Put LoRA layers of ``spec`` on a base.
+
+    The base is changed in place: several students on one machine share it by loading adapters in turn.
+    """
+    config = LoraConfig(
+        r=spec.rank,
+        lora_alpha=spec.alpha,
+        lora_dropout=0.0,
+        bias="none",
+        target_modules=[module.name for module in spec.modules],
+        task_type="CAUSAL_LM",
+    )
+    return Student(model=get_peft_model(base, config).eval(), tokenizer=tokenizer, spec=spec)

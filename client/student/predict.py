@@ -1,0 +1,157 @@
+"""A student from a folder answers notes: what `consilium-site predict` and a simulation's end share.
+
+A student's folder is a PEFT adapter (``adapter_config.json``, ``adapter_model.safetensors``) with
+``answers.json`` and ``student.json`` (schema 1: track, base model and its digests, how long a prompt may be).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from client.preferences.answers import write_prompt
+from client.student.evaluate import RankedCase, rank_cases
+from client.student.model import Student, digest_base, load_base, make_student
+from common.adapter import Adapter
+from common.atomic import write_atomically
+from common.errors import BadFileError, DigestMismatchError
+from common.peft import export_peft, import_peft
+from common.schema import build
+from common.checks import require_schema
+from common.tracks import TRACKS, AnswerList
+
+STUDENT_SCHEMA = 1
+ANSWERS_FILE, STUDENT_FILE, CARD_FILE = "answers.json", "student.json", "README.md"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudentCard:
+    """What a folder says of its student.
+
+    Attributes:
+        track: The track it answers.
+        base_model: Name or folder of the base it was trained on; another place of the same base may be given
+            when it is loaded.
+        base_model_digest, tokenizer_digest: What the base must be.
+        max_prompt_tokens: A longer prompt is cut.
+        plan_digest: The plan it came from.
+        method: How it was trained, for example ``federated_orpo``.
+        privacy, aggregation: The modes of the run, named as they are.
+    """
+
+    track: str
+    base_model: str
+    base_model_digest: str
+    tokenizer_digest: str
+    max_prompt_tokens: int
+    plan_digest: str
+    method: str
+    privacy: str
+    aggregation: str
+
+
+def save_student(folder: Path, adapter: Adapter, answers: AnswerList, card: StudentCard) -> None:
+    """Write a student's folder, so that ``load_student`` and PEFT read it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    export_peft(adapter, folder, card.base_model)
+    write_atomically(folder / ANSWERS_FILE, answers.to_json())
+    write_atomically(folder / STUDENT_FILE, json.dumps({"schema": STUDENT_SCHEMA, **asdict(card)}, indent=1))
+    write_atomically(folder / CARD_FILE, _card_text(card, len(answers)))
+
+
+def _card_text(card: StudentCard, answers: int) -> str:
+    return f"""---
+library_name: peft
+base_model: {card.base_model}
+---
+# Consilium student: {card.track}
+
+Trained by `{card.method}` under plan `{card.plan_digest}`; it orders {answers} possible answers.
+
+- Privacy mode: `{card.privacy}`. Aggregation mode: `{card.aggregation}`.
+- With privacy mode `none` there is no formal guarantee for any patient: do not publish this adapter.
+- With aggregation mode `clear` the coordinator saw each site's own update.
+- For research. Not a medical device.
+
+    consilium-site predict --student . --track {card.track} --input cases.jsonl --output answers.jsonl
+"""
+
+
+@dataclass(frozen=True)
+class LoadedStudent:
+    """A student, its answers and its card, ready to answer notes."""
+
+    student: Student
+    answers: AnswerList
+    card: StudentCard
+
+    def rank(self, notes: Sequence[str], top: int) -> list[list[tuple[str, str, float]]]:
+        """For each note the best ``top`` answers as (id, name, confidence), best first."""
+        prompts = [write_prompt(TRACKS[self.card.track], note) for note in notes]
+        ranked = self.rank_prompts(prompts, top)
+        return [
+            [(self.answers.answers[i].id, self.answers.answers[i].name, c) for i, c in zip(case.answers, case.confidence, strict=True)]
+            for case in ranked
+        ]
+
+    def rank_prompts(
+        self, prompts: Sequence[str], top: int, on_progress: Callable[[int], None] | None = None
+    ) -> list[RankedCase]:
+        """The same for prompts, as indices into the answers."""
+        trie = self.student.answer_trie(TRACKS[self.card.track].header, self.answers)
+        return rank_cases(
+            self.student, prompts, trie, top=top, max_prompt_tokens=self.card.max_prompt_tokens, on_progress=on_progress
+        )
+
+
+def load_student(folder: Path, base_model: str | None = None) -> LoadedStudent:
+    """A student from its folder; ``base_model`` names another place of the same base.
+
+    Raises:
+        BadFileError: A file of the folder is missing or damaged, or the base cannot be loaded.
+        UnsupportedSchemaError: A newer version wrote it.
+        DigestMismatchError: The base or its tokenizer is not the one the student was trained on.
+    """
+    card = _read_card(folder / STUDENT_FILE)
+    answers = _read_answers(folder / ANSWERS_FILE)
+    adapter = import_peft(folder)
+    place = Path(base_model or card.base_model)
+    if not place.is_dir():
+        raise BadFileError(place, "expected the base model's folder; give its place with --base-model")
+    try:
+        base_digest, tokenizer_digest = digest_base(place)
+    except ValueError as error:
+        raise BadFileError(place, str(error)) from error
+    for what, got, expected in (
+        ("base model", base_digest, card.base_model_digest),
+        ("tokenizer", tokenizer_digest, card.tokenizer_digest),
+    ):
+        if got != expected:
+            raise DigestMismatchError(what, got, expected)
+    base, tokenizer = load_base(str(place))
+    student = make_student(base, tokenizer, adapter.spec)
+    student.load(adapter)
+    return LoadedStudent(student, answers, card)
+
+
+def _read_card(path: Path) -> StudentCard:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError("expected a JSON object")
+        require_schema("student", content.pop("schema", None), STUDENT_SCHEMA)
+        card = build(StudentCard, content, "student")
+    except (OSError, ValueError) as error:
+        raise BadFileError(path, str(error)) from error
+    if card.track not in TRACKS:
+        raise BadFileError(path, f"expected a track among {', '.join(TRACKS)}, got {card.track!r}")
+    return card
+
+
+def _read_answers(path: Path) -> AnswerList:
+    try:
+        return AnswerList.from_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BadFileError(path, str(error)) from error

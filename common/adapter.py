@@ -1,0 +1,413 @@
+"""The trained part of a student: LoRA factors, as NumPy arrays.
+
+An adapter is a pair (A, B) for each adapted linear module; the module computes
+``W x + (alpha / rank) * B A x`` (Hu et al. 2021, section 4.1). A round trains one block of it, all A or
+all B, since the mean of products is not the product of means: with one block fixed the sum over sites
+is exact (Sun et al. 2024, FFA-LoRA; Chen et al. 2025, RoLoRA).
+
+The order of everything is fixed, modules by name, A before B, rows first, so that two machines agree on
+every byte.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from common.canonical import canonical_json, plain, read_object
+from common.checks import require, require_once, require_positive, require_schema, require_whole
+from common.errors import BadFileError
+from common.ids import AdapterId, RoundId
+from common.schema import build, conform
+
+ADAPTER_SCHEMA = 1
+
+# The only metadata key: with two, safetensors would write them in an order that changes from run to run.
+METADATA_KEY = "consilium"
+DIGEST_LABEL = b"consilium adapter v1\n"
+DRAW_LABEL = "consilium initial adapter v1"
+
+PEFT_CONFIG = "adapter_config.json"
+PEFT_TENSORS = "adapter_model.safetensors"
+PEFT_PREFIX = "base_model.model."
+PEFT_SUFFIX = ".weight"
+# Each of them changes what the factors mean.
+PEFT_UNREADABLE = (
+    "use_rslora",
+    "use_dora",
+    "rank_pattern",
+    "alpha_pattern",
+    "layer_replication",
+    "lora_bias",
+)
+
+
+class AdapterMode(StrEnum):
+    """Which block is trained and summed in which round."""
+
+    FFA = "ffa"
+    ROLORA = "rolora"
+
+
+class Block(StrEnum):
+    """One of the two factors, of all modules together."""
+
+    A = "A"
+    B = "B"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModuleShape:
+    """A linear module that is adapted.
+
+    Attributes:
+        name: Its path in the base model, for example ``model.layers.0.self_attn.q_proj``.
+        in_features: Width of its input.
+        out_features: Width of its output.
+    """
+
+    name: str
+    in_features: int
+    out_features: int
+
+    def __post_init__(self) -> None:
+        conform(self)
+        require(
+            bool(self.name) and not any(letter.isspace() for letter in self.name),
+            "name",
+            repr(self.name),
+            "a module's path without white space",
+        )
+        require_whole("in_features", self.in_features, 1)
+        require_whole("out_features", self.out_features, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterSpec:
+    """The shape of an adapter and how it is shared.
+
+    Attributes:
+        mode: Which block is trained in which round.
+        rank: Rows of every A and columns of every B.
+        alpha: Strength; the product B A is scaled by ``alpha / rank``.
+        modules: The adapted modules; brought into the order of their names.
+    """
+
+    mode: AdapterMode
+    rank: int
+    alpha: float
+    modules: tuple[ModuleShape, ...]
+
+    def __post_init__(self) -> None:
+        conform(self)
+        require_whole("rank", self.rank, 1)
+        require_positive("alpha", self.alpha)
+        require_once("modules", [module.name for module in self.modules])
+        object.__setattr__(self, "modules", tuple(sorted(self.modules, key=lambda module: module.name)))
+
+    def active_block(self, round_id: RoundId | int) -> Block:
+        """The block that a round trains; the first round is 1.
+
+        ffa: always B. rolora: B in the rounds 1, 3, 5 and so on, A in the others.
+        """
+        if round_id < 1:
+            raise ValueError(f"Expected a round id >= 1, got {round_id}")
+        if self.mode is AdapterMode.ROLORA and round_id % 2 == 0:
+            return Block.A
+        return Block.B
+
+    def shape(self, module: ModuleShape, block: Block) -> tuple[int, int]:
+        """Rows and columns: (rank, in_features) of A, (out_features, rank) of B."""
+        if block is Block.A:
+            return self.rank, module.in_features
+        return module.out_features, self.rank
+
+    def size(self, block: Block) -> int:
+        """How many numbers the block holds, over all modules."""
+        return sum(math.prod(self.shape(module, block)) for module in self.modules)
+
+    def to_json(self) -> str:
+        """The spec as canonical JSON, with its schema number."""
+        return canonical_json({"schema": ADAPTER_SCHEMA, **plain(self)})
+
+    @classmethod
+    def from_json(cls, text: str) -> AdapterSpec:
+        """The spec back from its JSON; SettingsError or UnsupportedSchemaError if it is not one."""
+        content = read_object(text, "adapter")
+        require_schema("adapter", content.pop("schema", None), ADAPTER_SCHEMA)
+        return build(cls, content, "adapter")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Adapter:
+    """The factors of every module of a spec.
+
+    Guarantee: holds exactly the spec's tensors, in float32, finite, and nobody can change them. An array that
+    can be written to is copied; one that cannot is kept. Two adapters are equal if their digests are.
+
+    Attributes:
+        spec: Shapes, and how the adapter is shared.
+        tensors: By ``{module}.lora_A``, shape (rank, in_features), and ``{module}.lora_B``, shape
+            (out_features, rank).
+    """
+
+    spec: AdapterSpec
+    tensors: Mapping[str, NDArray[np.float32]]
+
+    def __post_init__(self) -> None:
+        shapes = tensor_shapes(self.spec)
+        for key in self.tensors:
+            if key not in shapes:
+                raise ValueError(f"Expected only the spec's tensors, got {key!r}")
+        for key in shapes:
+            if key not in self.tensors:
+                raise ValueError(f"Expected all of the spec's tensors, got none for {key!r}")
+        frozen = {key: _frozen(key, self.tensors[key], shape) for key, shape in shapes.items()}
+        object.__setattr__(self, "tensors", MappingProxyType(frozen))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Adapter) and self.digest() == other.digest()
+
+    def __hash__(self) -> int:
+        return hash(self.digest())
+
+    def digest(self) -> AdapterId:
+        """SHA-256 of the spec and of all numbers, in the fixed order.
+
+        Guarantee: the digest changes with any value.
+        """
+        state = hashlib.sha256(DIGEST_LABEL)
+        state.update(self.spec.to_json().encode() + b"\n")
+        for key in tensor_shapes(self.spec):
+            state.update(self.tensors[key].astype("<f4", copy=False).tobytes())
+        return AdapterId(state.hexdigest())
+
+
+def tensor_shapes(spec: AdapterSpec) -> dict[str, tuple[int, int]]:
+    """The shape of every tensor of a spec by its key, in the fixed order."""
+    return {
+        tensor_key(module, block): spec.shape(module, block) for module in spec.modules for block in Block
+    }
+
+
+def tensor_key(module: ModuleShape, block: Block) -> str:
+    """The key of one factor of one module."""
+    return f"{module.name}.lora_{block.value}"
+
+
+def initial_adapter(spec: AdapterSpec, seed: int) -> Adapter:
+    """The adapter that a run starts from: A drawn, B zero, so that it changes nothing yet.
+
+    A is uniform within 1 / sqrt(in_features), as PEFT draws it (Kaiming uniform with a = sqrt 5).
+
+    Guarantee: the initial adapter has the same bytes on every machine.
+    """
+    tensors = {}
+    for module in spec.modules:
+        tensors[tensor_key(module, Block.A)] = _draw(spec.shape(module, Block.A), seed, module)
+        tensors[tensor_key(module, Block.B)] = np.zeros(spec.shape(module, Block.B), dtype=np.float32)
+    return Adapter(spec=spec, tensors=tensors)
+
+
+def flatten(adapter: Adapter, block: Block) -> NDArray[np.float32]:
+    """One block as a new vector of ``spec.size(block)`` numbers."""
+    parts = [adapter.tensors[tensor_key(module, block)].ravel() for module in adapter.spec.modules]
+    return np.concatenate(parts)
+
+
+def unflatten(adapter: Adapter, block: Block, vector: NDArray[np.floating[Any]]) -> Adapter:
+    """The adapter with one block taken from a vector; the other block is kept."""
+    size = adapter.spec.size(block)
+    if vector.shape != (size,):
+        raise ValueError(f"Expected a vector of shape ({size},) for block {block.value}, got {vector.shape}")
+    tensors = dict(adapter.tensors)
+    start = 0
+    for module in adapter.spec.modules:
+        shape = adapter.spec.shape(module, block)
+        end = start + math.prod(shape)
+        tensors[tensor_key(module, block)] = vector[start:end].reshape(shape).astype(np.float32)
+        start = end
+    return Adapter(spec=adapter.spec, tensors=tensors)
+
+
+def save_adapter(adapter: Adapter, path: Path | str) -> None:
+    """Write the adapter as safetensors, its spec in the metadata.
+
+    Guarantee: equal adapters are saved as equal bytes.
+    """
+    save_file(dict(adapter.tensors), str(path), metadata={METADATA_KEY: adapter.spec.to_json()})
+
+
+def load_adapter(path: Path | str) -> Adapter:
+    """The adapter of a file that `save_adapter` wrote.
+
+    Raises:
+        BadFileError: The file is missing, damaged or holds something else.
+        UnsupportedSchemaError: A newer version wrote it.
+    """
+    metadata, tensors = read_tensors(path)
+    if METADATA_KEY not in metadata:
+        raise BadFileError(path, f"expected an adapter's spec under the metadata key {METADATA_KEY!r}")
+    try:
+        return Adapter(spec=AdapterSpec.from_json(metadata[METADATA_KEY]), tensors=tensors)
+    except ValueError as error:
+        raise BadFileError(path, str(error)) from error
+
+
+def read_tensors(path: Path | str) -> tuple[dict[str, str], dict[str, NDArray[Any]]]:
+    """Metadata and tensors of a safetensors file; BadFileError if it is none."""
+    try:
+        with safe_open(str(path), framework="numpy") as file:
+            return dict(file.metadata() or {}), {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError, TypeError, AttributeError) as error:
+        raise BadFileError(path, f"not a readable safetensors file: {error}") from error
+
+
+def export_peft(
+    adapter: Adapter, folder: Path | str, base_model: str, task_type: str | None = "CAUSAL_LM"
+) -> None:
+    """Write the adapter as a folder that PEFT loads onto ``base_model``.
+
+    The spec goes along in the metadata of the tensors, so that `import_peft` gives the same adapter back.
+    """
+    spec = adapter.spec
+    config = {
+        "base_model_name_or_path": base_model,
+        "bias": "none",
+        "inference_mode": True,
+        "lora_alpha": spec.alpha,
+        "lora_dropout": 0.0,
+        "peft_type": "LORA",
+        "r": spec.rank,
+        "target_modules": [module.name for module in spec.modules],
+        "task_type": task_type,
+    }
+    tensors = {f"{PEFT_PREFIX}{key}{PEFT_SUFFIX}": array for key, array in adapter.tensors.items()}
+    target = Path(folder)
+    target.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, str(target / PEFT_TENSORS), metadata={METADATA_KEY: spec.to_json()})
+    (target / PEFT_CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def import_peft(folder: Path | str) -> Adapter:
+    """The adapter of a PEFT folder, in float32.
+
+    A folder that `export_peft` did not write does not say how its adapter is shared: it is read as the
+    plan's default, rolora.
+
+    Raises:
+        BadFileError: A file is missing or damaged, or is no plain LoRA of one rank on linear modules.
+        UnsupportedSchemaError: A newer version wrote it.
+    """
+    config_path, tensors_path = Path(folder) / PEFT_CONFIG, Path(folder) / PEFT_TENSORS
+    rank, alpha = _read_peft_config(config_path)
+    metadata, saved = read_tensors(tensors_path)
+    try:
+        tensors = {_key_from_peft(key): _widened(key, array) for key, array in saved.items()}
+        spec = AdapterSpec(mode=AdapterMode.ROLORA, rank=rank, alpha=alpha, modules=_modules_of(tensors))
+        if METADATA_KEY in metadata:
+            written = AdapterSpec.from_json(metadata[METADATA_KEY])
+            if replace(spec, mode=written.mode) != written:
+                raise ValueError(f"Expected the spec of the metadata, got another one in {PEFT_CONFIG}")
+            spec = written
+        return Adapter(spec=spec, tensors=tensors)
+    except ValueError as error:
+        raise BadFileError(tensors_path, str(error)) from error
+
+
+def _read_peft_config(path: Path) -> tuple[int, float]:
+    """Rank and alpha; BadFileError if the folder holds more than plain LoRA."""
+    try:
+        config = read_object(path.read_text(encoding="utf-8"), PEFT_CONFIG)
+    except (OSError, ValueError) as error:
+        raise BadFileError(path, f"not a readable adapter configuration: {error}") from error
+    if config.get("peft_type") != "LORA":
+        raise BadFileError(path, f"expected peft_type LORA, got {config.get('peft_type')!r}")
+    if config.get("bias", "none") != "none":
+        raise BadFileError(path, f"expected bias none, got {config['bias']!r}")
+    for key in PEFT_UNREADABLE:
+        if config.get(key):
+            raise BadFileError(path, f"expected plain LoRA, got {key} {config[key]!r}")
+    rank, alpha = config.get("r"), config.get("lora_alpha")
+    if not isinstance(rank, int) or not isinstance(alpha, int | float):
+        raise BadFileError(path, f"expected numbers for r and lora_alpha, got {rank!r} and {alpha!r}")
+    return rank, float(alpha)
+
+
+def _key_from_peft(key: str) -> str:
+    if not (key.startswith(PEFT_PREFIX) and key.endswith(PEFT_SUFFIX)):
+        raise ValueError(f"Expected {PEFT_PREFIX}<module>.lora_<A or B>{PEFT_SUFFIX}, got {key!r}")
+    return key.removeprefix(PEFT_PREFIX).removesuffix(PEFT_SUFFIX)
+
+
+def _widened(key: str, array: NDArray[Any]) -> NDArray[np.float32]:
+    # Anything wider than float32 would lose digits without a word.
+    if array.dtype not in (np.float16, np.float32):
+        raise ValueError(f"Expected {key} in float16 or float32, got {array.dtype}")
+    return array.astype(np.float32)
+
+
+def _modules_of(tensors: Mapping[str, NDArray[Any]]) -> tuple[ModuleShape, ...]:
+    """The modules that have both factors, as matrices."""
+    modules = []
+    for key in tensors:
+        name, _, factor = key.rpartition(".")
+        if factor != "lora_A":
+            continue
+        factors = (tensors[key], tensors.get(f"{name}.lora_B", np.zeros(())))
+        if any(array.ndim != 2 for array in factors):
+            raise ValueError(f"Expected two matrices for {name}, got {[array.shape for array in factors]}")
+        modules.append(
+            ModuleShape(name=name, in_features=factors[0].shape[1], out_features=factors[1].shape[0])
+        )
+    return tuple(modules)
+
+
+def _draw(shape: tuple[int, int], seed: int, module: ModuleShape) -> NDArray[np.float32]:
+    """Uniform numbers within 1 / sqrt(columns), keyed by seed and module name.
+
+    NumPy promises that the raw words of a bit generator stay the same, not what a `Generator` makes of
+    them; so the words become floats here, by operations that IEEE 754 rounds in one way only.
+    """
+    key = hashlib.sha256(f"{DRAW_LABEL}\n{seed}\n{module.name}".encode()).digest()
+    words = np.random.Philox(key=int.from_bytes(key[:16], "little")).random_raw(math.prod(shape))
+    # The middles of 2**24 equal steps over (-1, 1): symmetric about zero, exact in float64.
+    unit = ((words >> np.uint64(40)).astype(np.float64) * 2 + 1) / 2**24 - 1
+    return (unit * (1 / math.sqrt(shape[1]))).astype(np.float32).reshape(shape)
+
+
+def _frozen(key: str, array: NDArray[Any], shape: tuple[int, int]) -> NDArray[np.float32]:
+    if array.dtype != np.float32:
+        raise ValueError(f"Expected {key} in float32, got {array.dtype}")
+    if array.shape != shape:
+        raise ValueError(f"Expected {key} of shape {shape}, got {array.shape}")
+    if not np.isfinite(array).all():
+        raise ValueError(
+            f"Expected {key} to be finite, got {np.count_nonzero(~np.isfinite(array))} that are not"
+        )
+    if _can_change(array) or not array.flags.c_contiguous:
+        array = array.copy(order="C")
+        array.flags.writeable = False
+    return array
+
+
+def _can_change(array: NDArray[Any]) -> bool:
+    """Whether somebody can write to the array, itself or through the one that it is a view of."""
+    owner: Any = array
+    while isinstance(owner, np.ndarray):
+        if owner.flags.writeable:
+            return True
+        owner = owner.base
+    return False

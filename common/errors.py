@@ -1,0 +1,96 @@
+"""What the world may do to a federation, one class for each answer to it.
+
+A caller's mistake is a `ValueError`. What a peer, a file or a network may bring is a child of
+`FederationError`: it builds its own message of one line from ids, the value got and the value expected.
+A message never holds a patient's data, a key or a share.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+LONGEST_VALUE = 160
+
+
+class FederationError(Exception):
+    """Something happened that a federation has to expect."""
+
+
+class UnsupportedSchemaError(FederationError):
+    """A file or message was written by a newer version than this one."""
+
+    def __init__(self, what: str, got: int, newest: int) -> None:
+        super().__init__(f"{what}: schema {got} is newer than {newest}, the newest this version reads")
+        self.what = what
+        self.got = got
+        self.newest = newest
+
+
+class DigestMismatchError(FederationError):
+    """A thing named by its digest is another thing."""
+
+    def __init__(self, what: str, got: str, expected: str) -> None:
+        super().__init__(f"{what}: expected digest {expected}, got {got}")
+        self.what = what
+        self.got = got
+        self.expected = expected
+
+
+class TooFewSurvivorsError(FederationError):
+    """A round lost more sites than its plan allows."""
+
+    def __init__(self, round_id: int, survivors: int, threshold: int) -> None:
+        super().__init__(f"Round {round_id}: {survivors} sites survived, {threshold} needed")
+        self.round_id = round_id
+        self.survivors = survivors
+        self.threshold = threshold
+
+
+class SiteRefusedError(FederationError):
+    """A site will not do what it was asked; its reason goes with it."""
+
+    def __init__(self, site_id: str, reason: str) -> None:
+        super().__init__(f"Site {site_id} refused: {one_line(reason)}")
+        self.site_id = site_id
+        self.reason = reason
+
+
+class BadMessageError(FederationError):
+    """Bytes that came from a peer are not a message of this protocol."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"Bad message: {one_line(reason)}")
+        self.reason = reason
+
+
+class BadFileError(FederationError):
+    """A file does not hold what its place says it holds."""
+
+    def __init__(self, path: Path | str, reason: str) -> None:
+        super().__init__(f"{path}: {one_line(reason)}")
+        self.path = Path(path)
+        self.reason = reason
+
+
+class SettingsError(FederationError, ValueError):
+    """A setting or a plan's field is missing, unknown, of the wrong type or out of its range.
+
+    Also a `ValueError`, since the same check refuses a value that a caller passes and one that a person
+    wrote into a file.
+    """
+
+    def __init__(self, key: str, got: object, expected: str) -> None:
+        super().__init__(f"{key}: expected {one_line(expected)}, got {one_line(str(got))}")
+        self.key = key
+        self.got = got
+        self.expected = expected
+
+    def under(self, where: str) -> SettingsError:
+        """The same refusal, its key named from the outside (`rounds` becomes `plan.training.rounds`)."""
+        return SettingsError(f"{where}.{self.key}", self.got, self.expected)
+
+
+def one_line(text: str) -> str:
+    """The text on one line, cut to a length that a log can bear."""
+    line = " ".join(text.split())
+    return line if len(line) <= LONGEST_VALUE else f"{line[: LONGEST_VALUE - 3]}..."

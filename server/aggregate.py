@@ -1,0 +1,168 @@
+"""Sum of the survivors -> mean delta -> server optimizer -> next adapter.
+
+Aggregation mode ``clear``: contributions are not masked and the coordinator could read each one. It adds
+them word by word modulo 2**32 all the same, and uses the sum only, as it must once they are masked.
+Weights travel inside the sum: a site sends ``weight * delta`` and ``weight``, and the mean is a quotient
+of two sums, so that a site that drops out leaves no trace in either.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.adapter import Adapter, Block, flatten, unflatten
+from common.errors import BadMessageError
+from common.fixedpoint import FixedPoint, Words, add_words, decode_counts
+from common.ids import AdapterId, RoundId, RunId, SiteId
+from common.messages import Contribution, TrainWords
+from common.plan import ServerOptimizerPlan
+
+
+@dataclass(frozen=True, kw_only=True)
+class SumTopic:
+    """What the contributions of one sum must all be about."""
+
+    run_id: RunId
+    round_id: RoundId
+    track: str
+    adapter_id: AdapterId
+    length: int
+
+    def check(self, contribution: Contribution) -> None:
+        """BadMessageError if ``contribution`` is about something else, or has another length."""
+        for name in ("run_id", "round_id", "track", "adapter_id"):
+            got, expected = getattr(contribution, name), getattr(self, name)
+            if got != expected:
+                raise BadMessageError(f"{name}: expected {expected}, got {got}")
+        if contribution.words.size != self.length:
+            raise BadMessageError(f"expected {self.length} words, got {contribution.words.size}")
+
+
+class SurvivorSum:
+    """The sum of contributions, as they come.
+
+    Guarantee: memory is that of one contribution, however many are added, and a refused contribution
+    leaves the sum as it was.
+    """
+
+    def __init__(self, topic: SumTopic) -> None:
+        self._topic = topic
+        self._words: Words = np.zeros(topic.length, dtype=np.uint32)
+        self._survivors: list[SiteId] = []
+
+    @property
+    def survivors(self) -> tuple[SiteId, ...]:
+        """The sites in the sum, in the order of their names."""
+        return tuple(sorted(self._survivors))
+
+    @property
+    def words(self) -> Words:
+        """The sum so far, modulo 2**32; not to be changed."""
+        view = self._words.view()
+        view.flags.writeable = False
+        return view
+
+    def add(self, sender: SiteId, contribution: Contribution) -> None:
+        """Add what ``sender`` sent. BadMessageError if it does not belong into this sum."""
+        if contribution.site_id != sender:
+            raise BadMessageError(f"site_id: expected {sender}, got {contribution.site_id}")
+        if sender in self._survivors:
+            raise BadMessageError(f"{sender} is in the sum already")
+        self._topic.check(contribution)
+        add_words(self._words, contribution.words)
+        self._survivors.append(sender)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SurvivorMean:
+    """What a sum of training contributions says.
+
+    Attributes:
+        delta: float64 (d,), weighted mean of the survivors' deltas of the active block.
+        weight_sum: Sum of the survivors' weights.
+        patients: Patients that the survivors trained on; ``pairs``, ``steps`` likewise.
+        clipped: Coordinates that did not fit the fixed point and were cut to its range.
+    """
+
+    delta: NDArray[np.float64]
+    weight_sum: float
+    patients: int
+    pairs: int
+    steps: int
+    clipped: int
+
+
+def survivor_mean(words: Words, fixed_point: FixedPoint) -> SurvivorMean:
+    """The mean of a sum of ``TrainWords``. BadMessageError if the weights leave nothing to divide by."""
+    parts = TrainWords.split(words)
+    weight_sum = float(fixed_point.decode(parts.weight)[0])
+    if not weight_sum > 0:
+        raise BadMessageError(f"the survivors' weights: expected a sum > 0, got {weight_sum}")
+    delta = fixed_point.decode(parts.delta) / weight_sum
+    counts = dict(zip(TrainWords.COUNTS, decode_counts(parts.counts), strict=True))
+    return SurvivorMean(delta=delta, weight_sum=weight_sum, **counts)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Moments:
+    """What the server optimizer remembers of one block.
+
+    Attributes:
+        steps: Rounds in which the block was active.
+        first: float32 (d,): velocity of sgd, mean of adam.
+        second: float32 (d,): mean square of adam; empty with sgd.
+    """
+
+    steps: int
+    first: NDArray[np.float32]
+    second: NDArray[np.float32]
+
+
+OptimizerState: TypeAlias = Mapping[Block, Moments]
+
+
+def optimizer_step(
+    plan: ServerOptimizerPlan, moments: Moments | None, mean_delta: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], Moments]:
+    """What to add to the block, and what to remember.
+
+    The mean delta stands in for the negative gradient (Reddi et al. 2021, algorithm 2); adam corrects
+    the bias of its first steps (Kingma and Ba 2015, section 3), which counts here: a run has few rounds.
+    """
+    if moments is None:
+        second = np.zeros(mean_delta.size if plan.name == "adam" else 0, dtype=np.float32)
+        moments = Moments(steps=0, first=np.zeros(mean_delta.size, dtype=np.float32), second=second)
+    steps = moments.steps + 1
+    if plan.name == "sgd":
+        velocity = plan.momentum * moments.first + mean_delta
+        kept = Moments(steps=steps, first=velocity.astype(np.float32), second=moments.second)
+        return plan.learning_rate * velocity, kept
+    mean = plan.beta1 * moments.first + (1 - plan.beta1) * mean_delta
+    square = plan.beta2 * moments.second + (1 - plan.beta2) * mean_delta**2
+    kept = Moments(steps=steps, first=mean.astype(np.float32), second=square.astype(np.float32))
+    unbiased_mean = mean / (1 - plan.beta1**steps)
+    unbiased_square = square / (1 - plan.beta2**steps)
+    return plan.learning_rate * unbiased_mean / (np.sqrt(unbiased_square) + plan.epsilon), kept
+
+
+def next_adapter(
+    adapter: Adapter,
+    block: Block,
+    mean_delta: NDArray[np.float64],
+    *,
+    plan: ServerOptimizerPlan,
+    optimizer: OptimizerState,
+) -> tuple[Adapter, OptimizerState]:
+    """The adapter after a round, and the optimizer's state after it.
+
+    Guarantee: the other block and its moments stay as they are.
+    """
+    update, moments = optimizer_step(plan, optimizer.get(block), mean_delta)
+    moved = unflatten(adapter, block, flatten(adapter, block) + update)
+    return moved, MappingProxyType({**optimizer, block: moments})

@@ -1,0 +1,118 @@
+"""Flower's ServerApp: reads what a run is, runs its tracks, writes what came out. No logic.
+
+The run's configuration holds ``plan`` (the plan's JSON) and the keys of ``CoordinatorSettings``. For every
+track of the plan ``{adapters}/{track}.safetensors`` is the adapter to start from; ``{out}/{track}/`` gets
+``adapter.safetensors`` and ``rounds.json``.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from common.adapter import Adapter, load_adapter, save_adapter
+from common.canonical import plain
+from common.errors import DigestMismatchError
+from common.flower import run_name
+from common.plan import RunPlan, TrackPlan
+from server.grid import GridLink
+from server.rounds import OnState, SiteLink, TrackState, run_track
+from server.settings import CoordinatorSettings
+
+# isort: split
+# Below common.flower, which keeps Flower quiet.
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+logger = logging.getLogger(__name__)
+
+RESULT_SCHEMA = 1
+
+
+def make_app(on_state: OnState) -> ServerApp:
+    """The app; ``on_state`` is handed every state of every track, the evaluated one last."""
+    server_app = ServerApp()
+
+    @server_app.main()
+    def main(grid: Grid, context: Context) -> None:
+        plan = RunPlan.from_run_config(context.run_config)
+        settings = CoordinatorSettings.from_run_config(context.run_config)
+        # Before any site is asked: what is wrong with one track's file must not cost another's training.
+        starts = [
+            TrackState(
+                plan=plan,
+                run_id=run_name(context.run_id),
+                track=track.track,
+                adapter=load_initial(settings.adapters, track),
+            )
+            for track in plan.tracks
+        ]
+        grid_link = GridLink(grid, query_timeout_s=settings.connect_timeout_s)
+        grid_link.wait_for(plan.sites, settings.connect_timeout_s)
+        link: SiteLink = grid_link
+        for start in starts:
+            state = run_track(
+                start,
+                link,
+                on_state=on_state,
+                attempts=settings.attempts,
+                pause_s=settings.retry_pause_s,
+            )
+            save_result(state, settings.out)
+
+    return server_app
+
+
+def load_initial(folder: Path, track: TrackPlan) -> Adapter:
+    """The adapter that a track starts from. DigestMismatchError if it is not the plan's."""
+    path = folder / f"{track.track}.safetensors"
+    adapter = load_adapter(path)
+    if adapter.digest() != track.adapter.factors_digest:
+        raise DigestMismatchError(str(path), adapter.digest(), track.adapter.factors_digest)
+    return adapter
+
+
+def save_result(state: TrackState, out: Path) -> None:
+    """Write a track's adapter and the reports of its rounds."""
+    folder = out / state.track
+    folder.mkdir(parents=True, exist_ok=True)
+    save_adapter(state.adapter, folder / "adapter.safetensors")
+    result: dict[str, Any] = {
+        "schema": RESULT_SCHEMA,
+        "run_id": state.run_id,
+        "track": state.track,
+        "plan_digest": state.plan.digest(),
+        "adapter_id": state.adapter.digest(),
+        "rounds": plain(state.history),
+        "declined": plain(state.declined),
+        "metrics": plain(state.metrics),
+    }
+    (folder / "rounds.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+def log_state(state: TrackState) -> None:
+    """One line a round."""
+    if state.metrics is not None:
+        logger.info("%s: evaluated: %s", state.track, state.metrics.as_dict())
+        return
+    if not state.history:
+        logger.info("%s: prepared; declined: %s", state.track, ", ".join(state.declined) or "none")
+        return
+    report = state.history[-1]
+    logger.info(
+        "%s: round %d closed (block %s, mode %s): %d survivors, %d dropouts, %d patients, delta %.3g, %.1f s",
+        state.track,
+        report.round_id,
+        report.block,
+        report.mode,
+        len(report.survivors),
+        len(report.dropouts),
+        report.patients,
+        report.mean_delta_norm,
+        report.seconds,
+    )
+
+
+app = make_app(log_state)

@@ -1,0 +1,1 @@
+"""The coordinator's default settings, as YAML."""

@@ -1,0 +1,49 @@
+"""What the coordinator's own administrator sets: folders and waiting times. Nothing that changes a guarantee.
+
+All that does is in the ``RunPlan``, which every site approves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from common.plan import RUN_CONFIG_KEY
+from common.settings import load_settings, read_yaml
+
+DEFAULTS = Path(__file__).parent / "conf" / "coordinator.yaml"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CoordinatorSettings:
+    """How one run is held.
+
+    Attributes:
+        adapters: Folder of the initial adapters, ``{track}.safetensors`` for each track of the plan.
+        out: Folder that gets a folder for each track, with the final adapter and the rounds' reports.
+        attempts: How often a round that loses too many sites is tried before the run ends.
+        retry_pause_s: Seconds between two attempts.
+        connect_timeout_s: Seconds that a run waits for the sites of its plan, and for a node's name.
+    """
+
+    adapters: Path
+    out: Path
+    attempts: int
+    retry_pause_s: float
+    connect_timeout_s: float
+
+    def __post_init__(self) -> None:
+        if self.attempts < 1:
+            raise ValueError(f"Expected attempts >= 1, got {self.attempts}")
+        if self.retry_pause_s < 0:
+            raise ValueError(f"Expected retry_pause_s >= 0, got {self.retry_pause_s}")
+        if not self.connect_timeout_s > 0:
+            raise ValueError(f"Expected connect_timeout_s > 0, got {self.connect_timeout_s}")
+
+    @classmethod
+    def from_run_config(cls, run_config: Mapping[str, Any]) -> CoordinatorSettings:
+        """The defaults, overridden by a Flower run's configuration without its plan. SettingsError."""
+        given = {key: value for key, value in run_config.items() if key != RUN_CONFIG_KEY}
+        return load_settings(cls, read_yaml(DEFAULTS), given, where="run config")

@@ -1,0 +1,1 @@
+"""Local runs of a whole federation: synthetic hospitals, links in memory, comparisons, reports."""

@@ -1,0 +1,163 @@
+"""Faces drawn from facial findings.
+
+A face is a set of measures. A normal face has each of them inside its normal range (``NORMAL_RANGE`` spreads around
+the mean); a finding moves some of them by a few spreads, more in one patient than in another. What is not a finding
+of the patient, be it excluded or never looked for, keeps the normal range. Light, pose, skin, hair, noise and blur
+vary freely and say nothing about the findings. No photograph of a person is used anywhere.
+
+The findings follow the Human Phenotype Ontology; this module uses the Human Phenotype Ontology (version 2024-08-13).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageFilter
+
+from simulations.face_drawing import Color, Look, draw_face
+from simulations.face_terms import AGEING, FACIAL_TERMS, MEASURES
+
+__all__ = [
+    "DISTINCT_FINDINGS",
+    "FACIAL_TERMS",
+    "NORMAL_RANGE",
+    "face_measures",
+    "is_visible",
+    "render_face",
+    "visible_findings",
+]
+
+NORMAL_RANGE = 1.5  # spreads: no measure of a normal face lies further from its mean
+FINDING_STRENGTH = (0.7, 1.3)  # how much of a finding's usual effect a patient shows
+LARGEST_SHIFT = 6.0  # spreads: several findings of one kind do not add up without end
+
+SKINS: tuple[Color, ...] = (
+    (246, 214, 194),
+    (232, 190, 160),
+    (214, 164, 128),
+    (178, 124, 88),
+    (132, 88, 62),
+    (92, 60, 44),
+)
+HAIRS: tuple[Color, ...] = ((34, 27, 26), (58, 38, 30), (92, 60, 38), (128, 84, 48), (168, 120, 70))
+IRISES: tuple[Color, ...] = ((58, 38, 24), (92, 62, 34), (112, 88, 48), (94, 112, 76), (104, 124, 142))
+CLOTHS: tuple[Color, ...] = ((40, 60, 110), (150, 50, 60), (70, 120, 80), (210, 205, 190), (90, 70, 130))
+FAIR_HAIR: Color = (226, 204, 150)
+BLUE_IRIS: Color = (96, 150, 205)
+
+
+# One finding for each way of being drawn: the others look like one of these.
+DISTINCT_FINDINGS: tuple[str, ...] = tuple(
+    {tuple(sorted(effects.items())): hp_id for hp_id, effects in reversed(FACIAL_TERMS.items())}.values()
+)[::-1]
+
+# What sets a grown-up's normal face apart from an infant's, in spreads.
+_AGEING = np.array([AGEING.get(name, 0.0) for name in MEASURES])
+
+
+def is_visible(hp_id: str) -> bool:
+    """Return whether this very finding changes the drawing."""
+    return hp_id in FACIAL_TERMS
+
+
+def visible_findings(hp_id: str, parents: Mapping[str, Sequence[str]]) -> frozenset[str]:
+    """Return the finding itself if it is drawn, else its nearest ancestors that are.
+
+    ``parents`` gives the direct parents of an id in the ontology; empty if nothing above the finding is drawn.
+    """
+    level = {hp_id}
+    while level:
+        if drawn := {term for term in level if is_visible(term)}:
+            return frozenset(drawn)
+        level = {parent for term in level for parent in parents.get(term, ())}
+    return frozenset()
+
+
+def face_measures(finding_ids: Collection[str], rng: np.random.Generator) -> dict[str, float]:
+    """Draw the measures of one face that shows these findings; unknown findings change nothing.
+
+    Guarantee: without a finding every measure keeps its normal range.
+    """
+    base = rng.normal(0.0, 0.8, len(MEASURES)) + rng.uniform(-1.0, 1.0) * _AGEING
+    base = np.clip(base, -NORMAL_RANGE, NORMAL_RANGE)
+    shifts = dict.fromkeys(MEASURES, 0.0)
+    for finding in sorted(FACIAL_TERMS.keys() & set(finding_ids)):  # sorted: a set has no order to draw in
+        strength = rng.uniform(*FINDING_STRENGTH)
+        for name, effect in FACIAL_TERMS[finding].items():
+            shifts[name] += strength * effect
+    measures = {}
+    for z, (name, measure) in zip(base, MEASURES.items(), strict=True):
+        shift = min(max(shifts[name], -LARGEST_SHIFT), LARGEST_SHIFT)
+        measures[name] = min(
+            max(measure.mean + measure.spread * (float(z) + shift), measure.least), measure.most
+        )
+    return measures
+
+
+def render_face(finding_ids: Collection[str], rng: np.random.Generator, size: int = 64) -> NDArray[np.uint8]:
+    """Return a synthetic photo, uint8 (size, size, 3), of a face with these findings.
+
+    Guarantee: the same findings and generator state give the same pixels, in whatever order the findings come.
+    """
+    if size < 16:
+        raise ValueError(f"Expected a size of at least 16 pixels, got {size}")
+    measures = face_measures(finding_ids, rng)
+    image = draw_face(measures, _draw_look(measures, rng), size)
+    return _photograph(image, rng)
+
+
+def _draw_look(measures: dict[str, float], rng: np.random.Generator) -> Look:
+    """Draw what varies freely, and settle the measures that follow from others."""
+    # A short nose lifts the mouth by half of what it is short, else it would pass for a long philtrum.
+    measures["mouth_y"] = 0.32 + 0.5 * (measures["nose_y"] - 0.32) + measures["philtrum"] + 0.045
+    tone = rng.uniform(0.0, 1.0)
+    skin = _along(SKINS, tone)
+    # Dark skin goes with dark hair and eyes more often than not, as in people.
+    hair = _along(HAIRS, rng.uniform(0.0, 1.0 - 0.75 * tone))
+    iris = _along(IRISES, rng.uniform(0.0, 1.0 - 0.75 * tone))
+    fair, blue = measures["fair"], measures["blue_iris"]
+    background = rng.uniform(40, 230, 3)
+    return Look(
+        skin=skin,
+        hair=_towards(hair, FAIR_HAIR, fair),
+        iris=_towards(iris, BLUE_IRIS, blue),
+        background=(float(background[0]), float(background[1]), float(background[2])),
+        cloth=_along(CLOTHS, rng.uniform(0.0, 1.0)),
+        long_hair=bool(rng.random() < 0.35),
+        roll=float(rng.normal(0.0, 0.05)),
+        yaw=float(rng.normal(0.0, 0.10)),
+        pitch=float(rng.normal(0.0, 0.06)),
+        shift=(float(rng.normal(0.0, 0.035)), float(rng.normal(0.0, 0.035))),
+        scale=float(rng.uniform(0.94, 1.04)),
+        skew=measures["skew"] * (1.0 if rng.random() < 0.5 else -1.0),
+    )
+
+
+def _along(colors: Sequence[Color], place: float) -> Color:
+    """Return the color at ``place``, 0 to 1, on the way from the first color to the last."""
+    index = min(int(place * (len(colors) - 1)), len(colors) - 2)
+    return _towards(colors[index], colors[index + 1], place * (len(colors) - 1) - index)
+
+
+def _towards(one: Color, other: Color, share: float) -> Color:
+    r, g, b = (a + (z - a) * float(share) for a, z in zip(one, other, strict=True))
+    return (r, g, b)
+
+
+def _photograph(image: Image.Image, rng: np.random.Generator) -> NDArray[np.uint8]:
+    """Light the drawing from a side, blur it a little, add a camera's noise."""
+    size = image.width
+    blur = rng.uniform(0.0, 0.7) * size / 64
+    if blur > 0.25:
+        image = image.filter(ImageFilter.GaussianBlur(blur))
+    pixels = np.asarray(image, dtype=np.float32)
+    angle, strength = rng.uniform(0, 2 * np.pi), rng.uniform(0.0, 0.22)
+    axis = np.linspace(-1, 1, size, dtype=np.float32)
+    light = 1 + strength * (np.cos(angle) * axis[None, :] + np.sin(angle) * axis[:, None])
+    tint = rng.normal(1.0, 0.035, 3) * rng.uniform(0.82, 1.12)
+    # Uniform bytes: a third of the time that normal noise takes, and the same to look at.
+    grain = np.frombuffer(rng.bytes(pixels.size), dtype=np.uint8).reshape(pixels.shape) - np.float32(127.5)
+    lit = pixels * (light[:, :, None] * tint.astype(np.float32)) + grain * np.float32(rng.uniform(0.01, 0.08))
+    return np.clip(lit, 0, 255).astype(np.uint8)

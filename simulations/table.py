@@ -1,0 +1,98 @@
+"""The table at the end of a run, for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from simulations.standings import (
+    NEW_PUBLICATIONS,
+    Kind,
+    Standing,
+    charted,
+    headline,
+    own_answers,
+    own_label,
+    percent,
+    percent_interval,
+    standings,
+)
+
+COLUMNS: Mapping[str, str] = {
+    "top1": "top-1",
+    "top10": "top-10",
+    "invalid_rate": "invalid",
+    "ece": "ECE",
+    "coverage": "coverage",
+    "avoidance": "avoidance",
+}
+"""The rates that are shown, and their headings."""
+
+
+def print_results(content: Mapping[str, Any], console: Console) -> None:
+    """Print a run's comparison, track by track, and how its patients are protected."""
+    for name, track in content["tracks"].items():
+        console.print(union_table(name, track))
+        disjoint = standings(track, NEW_PUBLICATIONS)
+        if disjoint:
+            console.print(scores_table(f"{name}: patients from new publications", disjoint))
+        if own_answers(track):
+            console.print(own_answers_table(name, track))
+        console.print(Text(headline(track), style="bold"))
+    console.print(Text(protection(content)))
+
+
+def union_table(name: str, track: Mapping[str, Any]) -> Table:
+    """Return the comparison on the union test."""
+    title = f"{name}: {track['n_test']} test patients, {track['n_answers']} answers"
+    return scores_table(title, standings(track))
+
+
+def scores_table(title: str, found: tuple[Standing, ...]) -> Table:
+    """Return one line a method; top-1 with its 95 % interval."""
+    table = Table(title=title, title_justify="left")
+    table.add_column("method", no_wrap=True)
+    table.add_column("top-1", justify="right")
+    table.add_column("95 %", justify="right")
+    for heading in list(COLUMNS.values())[1:]:
+        table.add_column(heading, justify="right")
+    for standing in charted(found):
+        rates = [percent(standing.scores[rate]) for rate in COLUMNS]
+        interval = percent_interval(standing.scores["interval"].get("top1"))
+        table.add_row(standing.label, rates[0], interval, *rates[1:], style=_style(standing))
+    return table
+
+
+def own_answers_table(name: str, track: Mapping[str, Any]) -> Table:
+    """Return top-1 on each site's own answers, one line a site, one column a method."""
+    by_site = own_answers(track)
+    labels = {standing.method: own_label(standing) for found in by_site.values() for standing in found}
+    table = Table(title=f"{name}: top-1 on each site's own answers", title_justify="left")
+    for heading in ("site", "patients", *labels.values()):
+        table.add_column(heading, justify="left" if heading == "site" else "right", no_wrap=heading == "site")
+    for site, found in by_site.items():
+        scores = {standing.method: standing.scores for standing in found}
+        cells = [percent(scores[method]["top1"]) if method in scores else "–" for method in labels]
+        table.add_row(site, str(found[0].scores["n"]), *cells)
+    return table
+
+
+def protection(content: Mapping[str, Any]) -> str:
+    """Return one line on how the run's patients are protected."""
+    aggregation, privacy = content["aggregation"]["mode"], content["privacy"]["mode"]
+    line = f"Aggregation mode: {aggregation}. Privacy: {privacy}."
+    if aggregation == "clear":
+        line += " The coordinator saw each site's adapter change."
+    if privacy == "none":
+        line += " The student carries no bound on what it tells about one patient."
+    return line
+
+
+def _style(standing: Standing) -> str:
+    if standing.is_winner_to_be:
+        return "bold"
+    return "dim" if standing.kind is Kind.BASE else ""

@@ -1,0 +1,148 @@
+"""A tiny plan, a tiny adapter and sites that answer by arithmetic instead of training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from common.adapter import Adapter, AdapterMode, AdapterSpec, ModuleShape, initial_adapter
+from common.fixedpoint import encode_counts
+from common.ids import RoundId, RunId, SiteId, site_id
+from common.messages import (
+    Contribution,
+    EvaluateTask,
+    Message,
+    PrepareTask,
+    Ready,
+    TrainTask,
+    TrainWords,
+    train_fixed_point,
+)
+from common.metrics import MetricCounts
+from common.plan import (
+    AdapterPlan,
+    AggregationPlan,
+    PreferencePlan,
+    RunPlan,
+    ServerOptimizerPlan,
+    TeacherPlan,
+    TrackPlan,
+    TrainingPlan,
+)
+from server.rounds import TrackState
+
+TRACK = "rare_disease"
+RUN = RunId("run-1")
+SITES = tuple(site_id(name) for name in ("site-a", "site-b", "site-c", "site-d"))
+CAP = 100
+COUNTS = MetricCounts(n=10, top1=2, top5=4, top10=5)
+
+
+def tiny_adapter(mode: AdapterMode = AdapterMode.ROLORA, seed: int = 0) -> Adapter:
+    modules = (
+        ModuleShape(name="layers.0.q_proj", in_features=5, out_features=3),
+        ModuleShape(name="layers.0.v_proj", in_features=5, out_features=4),
+    )
+    return initial_adapter(AdapterSpec(mode=mode, rank=2, alpha=4.0, modules=modules), seed)
+
+
+def tiny_plan(
+    adapter: Adapter | None = None,
+    *,
+    rounds: int = 4,
+    sites: tuple[SiteId, ...] = SITES,
+    optimizer: Mapping[str, Any] | None = None,
+    tracks: tuple[str, ...] = (TRACK,),
+    **aggregation: Any,
+) -> RunPlan:
+    adapter = tiny_adapter() if adapter is None else adapter
+    spec = adapter.spec
+    track_plans = tuple(
+        TrackPlan(
+            track=track,
+            answers_digest="0" * 64,
+            base_model_digest="1" * 64,
+            tokenizer_digest="2" * 64,
+            adapter=AdapterPlan(
+                mode=spec.mode,
+                rank=spec.rank,
+                alpha=spec.alpha,
+                targets=("q_proj", "v_proj"),
+                factors_digest=adapter.digest(),
+            ),
+            teacher=TeacherPlan(modality_dropout=0.1),
+            preferences=PreferencePlan(pairs_per_patient=1),
+            training=TrainingPlan(
+                rounds=rounds, local_steps=1, patients_per_step=1, learning_rate=1e-3, max_prompt_tokens=64
+            ),
+            server_optimizer=ServerOptimizerPlan(**(optimizer or {})),
+        )
+        for track in tracks
+    )
+    return RunPlan(
+        name="a tiny plan",
+        purpose="research",
+        ethics_id="none needed",
+        expires="2030-01-01",
+        seed=0,
+        sites=sites,
+        tracks=track_plans,
+        aggregation=AggregationPlan(
+            **{"minimum_survivors": 3, "site_patients_cap": CAP, "timeout_s": 5.0, **aggregation}
+        ),
+    )
+
+
+def tiny_state(adapter: Adapter | None = None, **plan: Any) -> TrackState:
+    adapter = tiny_adapter() if adapter is None else adapter
+    return TrackState(plan=tiny_plan(adapter, **plan), run_id=RUN, track=TRACK, adapter=adapter)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FakeSite:
+    """Answers every task; its delta depends on site, round and block only."""
+
+    site: SiteId
+    plan: RunPlan
+    patients: int = 10
+    counts: MetricCounts = COUNTS
+
+    def __call__(self, task: Message) -> Message:
+        if isinstance(task, PrepareTask):
+            return Ready(run_id=task.run_id, track=task.track, site_id=self.site)
+        if isinstance(task, TrainTask):
+            return self.contribute(task, self.train_words(task).join())
+        assert isinstance(task, EvaluateTask)
+        return self.contribute(task, self.counts.to_words())
+
+    def contribute(self, task: TrainTask | EvaluateTask, words: np.ndarray) -> Contribution:
+        return Contribution(
+            run_id=task.run_id,
+            round_id=task.round_id,
+            track=task.track,
+            site_id=self.site,
+            adapter_id=task.adapter.digest(),
+            words=words,
+        )
+
+    def delta(self, round_id: RoundId, size: int) -> np.ndarray:
+        seed = [self.plan.sites.index(self.site), round_id]
+        return np.random.default_rng(seed).normal(scale=0.05, size=size)
+
+    def train_words(self, task: TrainTask) -> TrainWords:
+        fixed_point = train_fixed_point(self.plan)
+        size = task.adapter.spec.size(task.adapter.spec.active_block(task.round_id))
+        weight = self.patients / CAP
+        return TrainWords(
+            delta=fixed_point.encode(weight * self.delta(task.round_id, size)),
+            weight=fixed_point.encode(np.array([weight])),
+            counts=encode_counts([self.patients, 2 * self.patients, 1, 0]),
+        )
+
+
+def fake_sites(plan: RunPlan) -> dict[SiteId, FakeSite]:
+    """One for each site of the plan, with 10, 20, 30 ... patients."""
+    return {site: FakeSite(site=site, plan=plan, patients=10 * n) for n, site in enumerate(plan.sites, 1)}

@@ -1,0 +1,155 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from common.adapter import AdapterMode, Block, flatten
+from common.errors import BadMessageError
+from common.fixedpoint import FixedPoint, encode_counts
+from common.ids import AdapterId, RoundId, RunId, SiteId
+from common.messages import Contribution, TrainWords
+from common.plan import ServerOptimizerPlan
+from server.aggregate import Moments, SumTopic, SurvivorSum, next_adapter, optimizer_step, survivor_mean
+from tests.fakes import tiny_adapter
+
+SIZE = 6
+PLAIN = ServerOptimizerPlan()
+TOPIC = SumTopic(
+    run_id=RunId("run-1"),
+    round_id=RoundId(3),
+    track="rare_disease",
+    adapter_id=AdapterId("a" * 64),
+    length=TrainWords.length(SIZE),
+)
+
+
+def contribution(site: str, words: np.ndarray | None = None, **changes: object) -> Contribution:
+    values = {
+        "run_id": "run-1",
+        "round_id": 3,
+        "track": "rare_disease",
+        "site_id": site,
+        "adapter_id": "a" * 64,
+        "words": np.ones(TOPIC.length, dtype=np.uint32) if words is None else words,
+    }
+    return Contribution(**{**values, **changes})  # type: ignore[arg-type]
+
+
+def words_of(delta: np.ndarray, weight: float, patients: int, fixed_point: FixedPoint) -> np.ndarray:
+    return TrainWords(
+        delta=fixed_point.encode(weight * delta),
+        weight=fixed_point.encode(np.array([weight])),
+        counts=encode_counts([patients, 2 * patients, 1, 3]),
+    ).join()
+
+
+@given(st.data())
+def test_the_mean_of_survivors_is_the_plain_weighted_mean(data: st.DataObject) -> None:
+    n = data.draw(st.integers(2, 8))
+    survives = data.draw(st.lists(st.booleans(), min_size=n, max_size=n).filter(any))
+    weights = data.draw(st.lists(st.floats(0.05, 1), min_size=n, max_size=n))
+    deltas = np.random.default_rng(data.draw(st.integers(0, 99))).uniform(-0.9, 0.9, size=(n, SIZE))
+    fixed_point = FixedPoint.for_sum(max_abs=1.0, terms=n)
+    total = SurvivorSum(TOPIC)
+    for i in np.flatnonzero(survives):
+        words = words_of(deltas[i], weights[i], int(i) + 1, fixed_point)
+        total.add(SiteId(f"site-{i}"), contribution(f"site-{i}", words))
+    mean = survivor_mean(total.words, fixed_point)
+    kept = np.array(weights) * np.array(survives)
+    np.testing.assert_allclose(mean.delta, kept @ deltas / kept.sum(), atol=1e-6)
+    assert mean.weight_sum == pytest.approx(kept.sum(), abs=1e-6)
+    assert mean.patients == sum(int(i) + 1 for i in np.flatnonzero(survives))
+    assert (mean.pairs, mean.clipped) == (2 * mean.patients, 3 * sum(survives))
+    assert total.survivors == tuple(f"site-{i}" for i in np.flatnonzero(survives))
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"run_id": "run-2"}, "run_id: expected run-1, got run-2"),
+        ({"round_id": 2}, "round_id: expected 3, got 2"),
+        ({"track": "tissue_type"}, "track: expected rare_disease, got tissue_type"),
+        ({"adapter_id": "b" * 64}, "adapter_id: expected aaaa"),
+        ({"words": np.ones(3, dtype=np.uint32)}, "expected 11 words, got 3"),
+        ({"site_id": "site-b"}, "site_id: expected site-a, got site-b"),
+    ],
+)
+def test_a_refused_contribution_leaves_the_sum_as_it_was(changes: dict[str, object], line: str) -> None:
+    total = SurvivorSum(TOPIC)
+    with pytest.raises(BadMessageError, match=line):
+        total.add(SiteId("site-a"), contribution("site-a", **changes))
+    assert not total.words.any()
+    assert total.survivors == ()
+
+
+def test_a_site_is_in_the_sum_once() -> None:
+    total = SurvivorSum(TOPIC)
+    total.add(SiteId("site-a"), contribution("site-a"))
+    with pytest.raises(BadMessageError, match="site-a is in the sum already"):
+        total.add(SiteId("site-a"), contribution("site-a"))
+    assert (total.words == 1).all()
+
+
+def test_memory_is_that_of_one_contribution_however_many_are_added() -> None:
+    total = SurvivorSum(TOPIC)
+    before = total.words
+    for number in range(50):
+        total.add(SiteId(f"site-{number}"), contribution(f"site-{number}"))
+    assert np.shares_memory(before, total.words)
+    assert (before == 50).all()
+    with pytest.raises(ValueError, match="read-only"):
+        total.words[0] = 1
+
+
+@pytest.mark.parametrize("weight", [0.0, -0.5])
+def test_weights_that_leave_nothing_to_divide_by_are_refused(weight: float) -> None:
+    fixed_point = FixedPoint.for_sum(max_abs=1.0, terms=3)
+    with pytest.raises(BadMessageError, match="weights: expected a sum > 0"):
+        survivor_mean(words_of(np.zeros(SIZE), weight, 0, fixed_point), fixed_point)
+
+
+def test_plain_sgd_adds_the_mean_delta() -> None:
+    update, _ = optimizer_step(PLAIN, None, np.array([0.5, -0.25]))
+    assert update.tolist() == [0.5, -0.25]
+
+
+def test_sgd_with_momentum_by_hand() -> None:
+    plan = ServerOptimizerPlan(learning_rate=0.5, momentum=0.5)
+    update, moments = optimizer_step(plan, None, np.array([1.0]))
+    assert update.tolist() == [0.5]
+    update, moments = optimizer_step(plan, moments, np.array([1.0]))
+    assert update.tolist() == [0.75]
+    assert (moments.steps, moments.first.tolist(), moments.second.size) == (2, [1.5], 0)
+
+
+def test_adam_corrects_its_bias_so_that_the_first_step_is_the_learning_rate() -> None:
+    plan = ServerOptimizerPlan(name="adam", learning_rate=0.1, epsilon=1e-12)
+    update, moments = optimizer_step(plan, None, np.array([0.3, -0.001]))
+    np.testing.assert_allclose(update, [0.1, -0.1], rtol=1e-6)
+    # Equal deltas: mean and root mean square stay equal, so does the step.
+    update, _ = optimizer_step(plan, moments, np.array([0.3, -0.001]))
+    np.testing.assert_allclose(update, [0.1, -0.1], rtol=1e-5)
+
+
+def test_adam_by_the_formula() -> None:
+    plan = ServerOptimizerPlan(name="adam", learning_rate=0.1, beta1=0.8, beta2=0.9, epsilon=0.01)
+    rng = np.random.default_rng(0)
+    deltas = rng.normal(size=(5, 3))
+    m, v, moments = np.zeros(3), np.zeros(3), None
+    for t, delta in enumerate(deltas, 1):
+        m, v = 0.8 * m + 0.2 * delta, 0.9 * v + 0.1 * delta**2
+        update, moments = optimizer_step(plan, moments, delta)
+        expected = 0.1 * (m / (1 - 0.8**t)) / (np.sqrt(v / (1 - 0.9**t)) + 0.01)
+        np.testing.assert_allclose(update, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("mode", list(AdapterMode))
+def test_the_other_block_and_its_moments_stay_as_they_are(mode: AdapterMode) -> None:
+    adapter = tiny_adapter(mode)
+    sleeping = Moments(steps=7, first=np.ones(20, dtype=np.float32), second=np.zeros(0, dtype=np.float32))
+    delta = np.full(adapter.spec.size(Block.B), 0.25)
+    moved, optimizer = next_adapter(adapter, Block.B, delta, plan=PLAIN, optimizer={Block.A: sleeping})
+    assert (flatten(moved, Block.A) == flatten(adapter, Block.A)).all()
+    assert (flatten(moved, Block.B) == 0.25).all()
+    assert optimizer[Block.A] is sleeping
+    assert optimizer[Block.B].steps == 1

@@ -1,0 +1,180 @@
+import logging
+from collections.abc import Iterable, Iterator
+
+import pytest
+
+import client.app
+from client.worker import attach, detach
+from common.ids import RoundId
+from common.messages import Contribution, EvaluateTask, Message, PrepareTask, Ready, Refusal, TrainTask
+from server.grid import GridLink
+from simulations.grid import FIRST_NODE, LocalGrid, task_identity
+from tests.fakes import RUN, SITES, TRACK, fake_sites, tiny_adapter, tiny_plan
+
+# isort: split
+from flwr.app import Error, MessageType, RecordDict
+from flwr.app import Message as FlowerMessage
+
+PREPARE = PrepareTask(run_id=RUN, track=TRACK, plan_digest=tiny_plan().digest())
+A, B, C, D = SITES
+
+
+class WatchedGrid(LocalGrid):
+    """A grid that keeps what was pushed, and may lose, fail or spoil the replies of a node."""
+
+    def __init__(self, sites: Iterable[str] = SITES) -> None:
+        super().__init__(client.app.app, sites)
+        self.pushed: list[FlowerMessage] = []
+        self.online: list[int] | None = None
+        self.lost: set[int] = set()
+        self.failed: dict[int, int] = {}
+        self.spoiled: set[int] = set()
+        self.refused: set[int] = set()
+
+    def get_node_ids(self) -> Iterable[int]:
+        return super().get_node_ids() if self.online is None else self.online
+
+    def push_messages(self, messages: Iterable[FlowerMessage]) -> Iterable[str]:
+        messages = list(messages)
+        self.pushed += messages
+        if any(message.metadata.dst_node_id in self.refused for message in messages):
+            return []
+        return super().push_messages(messages)
+
+    def _reply(self, message: FlowerMessage) -> FlowerMessage:
+        node = message.metadata.dst_node_id
+        if node in self.failed:
+            reply = FlowerMessage(Error(self.failed[node], "patient text"), reply_to=message)
+            # As the SuperLink does it: the error's sender is the SuperLink.
+            reply.metadata.__dict__["_src_node_id"] = 1
+            return reply
+        if node in self.spoiled:
+            return FlowerMessage(RecordDict(), reply_to=message)
+        return super()._reply(message)
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[FlowerMessage]:
+        return [
+            reply
+            for reply in reversed(list(super().pull_messages(message_ids)))
+            if reply.metadata.src_node_id not in self.lost
+        ]
+
+
+@pytest.fixture
+def grid() -> Iterator[WatchedGrid]:
+    for site, handler in fake_sites(tiny_plan()).items():
+        attach(site, handler)
+    with task_identity(run_id=1, node_id=1, task_id=0):
+        yield WatchedGrid()
+    for site in SITES:
+        detach(site)
+
+
+def link_over(grid: LocalGrid) -> GridLink:
+    return GridLink(grid, query_timeout_s=0.05, poll_s=0.01)
+
+
+def exchange(link: GridLink, task: Message = PREPARE) -> dict[str, Message]:
+    return dict(link.exchange(dict.fromkeys(link.sites(), task), 0.05))
+
+
+def test_nodes_are_asked_for_their_names_once(grid: WatchedGrid) -> None:
+    link = link_over(grid)
+    assert link.sites() == SITES
+    assert link.sites() == SITES
+    assert [message.metadata.message_type for message in grid.pushed] == [MessageType.QUERY] * 4
+
+
+def test_every_site_gets_its_task_and_its_answer_is_its_own(grid: WatchedGrid) -> None:
+    replies = exchange(link_over(grid))
+    assert replies == {site: Ready(run_id=RUN, track=TRACK, site_id=site) for site in SITES}
+
+
+def test_every_message_has_a_ttl_and_its_type(grid: WatchedGrid) -> None:
+    link = link_over(grid)
+    values = {"run_id": RUN, "round_id": RoundId(1), "track": TRACK, "plan_digest": tiny_plan().digest()}
+    for task in (TrainTask(**values, adapter=tiny_adapter()), EvaluateTask(**values, adapter=tiny_adapter())):
+        assert all(isinstance(reply, Contribution) for reply in exchange(link, task).values())
+    assert {message.metadata.ttl for message in grid.pushed} == {0.05}
+    assert [message.metadata.message_type for message in grid.pushed[4:]] == [MessageType.TRAIN] * 4 + [
+        MessageType.EVALUATE
+    ] * 4
+
+
+def test_an_error_is_mapped_by_the_message_it_answers_and_its_text_is_not_passed_on(
+    grid: WatchedGrid,
+) -> None:
+    link = link_over(grid)
+    link.sites()
+    grid.failed = {FIRST_NODE + 1: 5, FIRST_NODE + 2: 99}
+    replies = exchange(link)
+    assert replies[B] == Refusal(run_id=RUN, site_id=B, reason="Flower error 5: the node is not available")
+    assert replies[C] == Refusal(run_id=RUN, site_id=C, reason="Flower error 99: of a kind not known here")
+    assert isinstance(replies[A], Ready)
+
+
+def test_an_answer_that_cannot_be_read_is_a_refusal_in_the_sites_name(grid: WatchedGrid) -> None:
+    link = link_over(grid)
+    link.sites()
+    grid.spoiled = {FIRST_NODE}
+    reply = exchange(link)[A]
+    assert isinstance(reply, Refusal)
+    assert reply.reason.startswith("Bad message: expected the records")
+
+
+def test_a_site_that_does_not_answer_in_time_is_missing(grid: WatchedGrid) -> None:
+    link = link_over(grid)
+    link.sites()
+    grid.lost = {FIRST_NODE}
+    assert list(exchange(link)) == [B, C, D]
+
+
+def test_a_push_that_is_refused_is_a_dropout(grid: WatchedGrid) -> None:
+    link = link_over(grid)
+    link.sites()
+    grid.refused = {FIRST_NODE + 3}
+    assert list(exchange(link)) == [A, B, C]
+
+
+def test_a_site_that_is_offline_is_not_there_and_rejoins(grid: WatchedGrid) -> None:
+    link = link_over(grid)
+    link.sites()
+    grid.online = [FIRST_NODE, FIRST_NODE + 1]
+    assert link.sites() == (A, B)
+    assert list(link.exchange({A: PREPARE, D: PREPARE}, 0.05)) == [A]
+    grid.online = None
+    assert link.sites() == SITES
+
+
+def test_a_name_that_is_in_use_is_not_given_twice(
+    grid: WatchedGrid, caplog: pytest.LogCaptureFixture
+) -> None:
+    link = link_over(WatchedGrid((A, B, A)))
+    with caplog.at_level(logging.WARNING):
+        assert link.sites() == (A, B)
+    assert "says it is site-a, which is online already" in caplog.text
+
+
+def test_a_node_that_does_not_say_its_name_is_left_out(
+    grid: WatchedGrid, caplog: pytest.LogCaptureFixture
+) -> None:
+    grid.failed = {FIRST_NODE: 2}
+    grid.spoiled = {FIRST_NODE + 1}
+    grid.lost = {FIRST_NODE + 2}
+    with caplog.at_level(logging.WARNING):
+        assert link_over(grid).sites() == (D,)
+    assert "Flower error 2: the app failed" in caplog.text
+    assert "patient text" not in caplog.text
+
+
+def test_waiting_ends_when_all_expected_sites_are_there(grid: WatchedGrid) -> None:
+    assert link_over(grid).wait_for(SITES, 60.0) == SITES
+
+
+def test_waiting_ends_with_the_time_and_says_who_is_missing(
+    grid: WatchedGrid, caplog: pytest.LogCaptureFixture
+) -> None:
+    grid.online = [FIRST_NODE]
+    with caplog.at_level(logging.WARNING):
+        assert link_over(grid).wait_for(SITES, 0.05) == (A,)
+    assert "site-b, site-c, site-d" in caplog.text
