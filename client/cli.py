@@ -169,6 +169,8 @@ def _predict(arguments: argparse.Namespace, load: LoadStudent) -> int:
         print(problem, file=sys.stderr)  # noqa: T201 - the report of a command line
     folder = _student_folder(arguments.student, arguments.track)
     try:
+        if not folder.is_dir():
+            raise BadFileError(folder, "expected a student's folder")
         student = load(folder, arguments.track, arguments.base_model)
         write_predictions(arguments.output, _answer(student, read.cases, arguments.top))
     except (OSError, ValueError, FederationError) as error:

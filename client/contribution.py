@@ -26,7 +26,9 @@ def site_weight(patients: int, aggregation: AggregationPlan, weighting: Weightin
     if weighting == "uniform":
         return 1.0
     if patients > aggregation.site_patients_cap:
-        raise ValueError(f"Expected at most site_patients_cap={aggregation.site_patients_cap} patients, got {patients}")
+        raise ValueError(
+            f"Expected at most site_patients_cap={aggregation.site_patients_cap} patients, got {patients}"
+        )
     return patients / aggregation.site_patients_cap
 
 

@@ -1,4 +1,4 @@
-"""The workers of this process: what holds a site's models and answers its tasks.
+"""A site's worker: holds its data, teacher's pairs and student, and answers the coordinator's tasks.
 
 A worker outlives the messages that it answers. It is attached under its site's name, and the client app
 hands every task of that site to it.
@@ -6,15 +6,48 @@ hands every task of that site to it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
-from common.errors import FederationError
+import numpy as np
+
+from client.contribution import site_weight, train_words
+from client.patients.notes import Facial, ModelView, model_view
+from client.patients.records import PatientRecord, eligible
+from client.preferences.answers import write_prompt
+from client.preferences.pairs import PairCounts, PreferencePair, make_all_pairs
+from client.preferences.store import StoredPairs, save_pairs
+from client.student.evaluate import count_cases, rank_cases
+from client.student.fit import encode_pairs, local_fit
+from client.student.model import Student
+from client.student.orpo import PatientPairs
+from client.teacher.fit import TeacherRecipe
+from client.teacher.rank import Ranking, cross_fit, teachers_digest
+from client.teacher.sight import Encoders, encode_patients
+from common.errors import DigestMismatchError, FederationError
 from common.ids import SiteId
-from common.messages import Message
+from common.messages import (
+    Contribution,
+    EvaluateTask,
+    Message,
+    PrepareTask,
+    Ready,
+    TrainTask,
+    train_fixed_point,
+)
+from common.plan import RunPlan, TrackPlan
+from common.tracks import TRACKS, AnswerList
+
+logger = logging.getLogger(__name__)
 
 Handler = Callable[[Message], Message]
 
 _HANDLERS: dict[SiteId, Handler] = {}
+
+TOP = 10
 
 
 def attach(site_id: SiteId, handle: Handler) -> None:
@@ -34,3 +67,261 @@ def attached(site_id: SiteId) -> Handler:
     if site_id not in _HANDLERS:
         raise FederationError(f"no worker is running for site {site_id}")
     return _HANDLERS[site_id]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Notes:
+    """How a site's notes reach models.
+
+    Attributes:
+        facial: ``keep`` for a hospital's own notes; ``hide`` leaves out what the photo shows (simulations).
+        facial_ids: The finding ids that are hidden.
+    """
+
+    facial: Facial = "keep"
+    facial_ids: frozenset[str] = frozenset()
+
+    def view(self, record: PatientRecord) -> ModelView:
+        """What a model may see of a patient."""
+        return model_view(record, facial=self.facial, facial_ids=self.facial_ids)
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class SitePatients:
+    """A site's patients of one track.
+
+    Attributes:
+        train: Whose pairs the student learns from.
+        test: Whom the site's counts are taken of; none of them is in ``train``.
+        notes: How their notes reach models.
+    """
+
+    train: tuple[PatientRecord, ...]
+    test: tuple[PatientRecord, ...]
+    notes: Notes
+
+    def __post_init__(self) -> None:
+        both = {r.patient_id for r in self.train} & {r.patient_id for r in self.test}
+        if both:
+            raise ValueError(f"Expected no patient in train and test, got {len(both)}")
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Lessons:
+    """What a site's student learns from.
+
+    Attributes:
+        rankings: The teacher's, of each training patient by a teacher that did not train on him.
+        pairs: Made of them.
+        counts: What became of the patients.
+        encoded: The pairs as tokens.
+        left_out: Patients who may not take part.
+    """
+
+    rankings: tuple[Ranking, ...]
+    pairs: tuple[PreferencePair, ...]
+    counts: PairCounts
+    encoded: tuple[PatientPairs, ...]
+    left_out: int
+
+
+class NoPairsError(FederationError):
+    """A site has nothing to teach its student with."""
+
+    def __init__(self, site_id: SiteId, track: str) -> None:
+        super().__init__(f"{site_id}: no patient of track {track} gives a preference pair")
+
+
+class SiteWorker:
+    """Answers the tasks of one run's track at one site.
+
+    Guarantee: what it answers holds no count of the site's in the clear: patients, pairs, steps and test
+    results travel inside the words of a sum.
+    """
+
+    def __init__(
+        self,
+        *,
+        site_id: SiteId,
+        plan: RunPlan,
+        track: str,
+        patients: SitePatients,
+        answers: AnswerList,
+        student: Student,
+        encoders: Encoders,
+        store: Path,
+        master_key: bytes,
+        recipe: TeacherRecipe | None = None,
+    ) -> None:
+        """A worker for ``track`` of ``plan``.
+
+        Args:
+            site_id: Whose it is.
+            plan: As the site approved it.
+            track: Which of its tracks.
+            patients: The site's own.
+            answers: The plan's.
+            student: Its adapter values are overwritten by every task.
+            encoders: The teacher's eyes.
+            store: File for the pairs, encrypted.
+            master_key: 32 bytes that wrap the file's key.
+            recipe: Of the teacher's training.
+
+        Raises:
+            DigestMismatchError: The answers are not the plan's.
+        """
+        self._site, self._plan, self._track = site_id, plan, plan.track(track)
+        self._patients, self._answers, self._student = patients, answers, student
+        self._encoders, self._store, self._master_key, self._recipe = encoders, store, master_key, recipe
+        self._lessons: Lessons | None = None
+        if answers.digest() != self._track.answers_digest:
+            raise DigestMismatchError("answers", answers.digest(), self._track.answers_digest)
+
+    def __call__(self, task: Message) -> Message:
+        """Do a task of the approved plan. FederationError for any other."""
+        if not isinstance(task, PrepareTask | TrainTask | EvaluateTask):
+            raise FederationError(f"{self._site}: expected a task, got {type(task).__name__}")
+        if task.plan_digest != self._plan.digest():
+            raise DigestMismatchError("plan", task.plan_digest, self._plan.digest())
+        if task.track != self._track.track:
+            raise FederationError(f"{self._site}: expected track {self._track.track}, got {task.track}")
+        if isinstance(task, PrepareTask):
+            self.prepare()
+            return Ready(run_id=task.run_id, track=task.track, site_id=self._site)
+        words = self._train(task) if isinstance(task, TrainTask) else self._evaluate(task)
+        return Contribution(
+            run_id=task.run_id,
+            round_id=task.round_id,
+            track=task.track,
+            site_id=self._site,
+            adapter_id=task.adapter.digest(),
+            words=words,
+        )
+
+    def prepare(self) -> Lessons:
+        """Train the teachers, rank, make and store the pairs; once, later calls return the same."""
+        if self._lessons is None:
+            self._lessons = prepare_lessons(
+                self._site,
+                self._plan,
+                self._track,
+                self._patients,
+                self._answers,
+                self._student,
+                self._encoders,
+                self._recipe,
+            )
+            save_pairs(
+                StoredPairs(
+                    pairs=self._lessons.pairs,
+                    teacher_digest=teachers_digest(self._lessons.rankings),
+                    plan_digest=self._plan.digest(),
+                ),
+                self._store,
+                master_key=self._master_key,
+            )
+        return self._lessons
+
+    def _train(self, task: TrainTask) -> np.ndarray[tuple[int], np.dtype[np.uint32]]:
+        training = self._track.training
+        lessons = self.prepare()
+        block = task.adapter.spec.active_block(task.round_id)
+        update = local_fit(
+            self._student,
+            task.adapter,
+            block,
+            lessons.encoded,
+            training,
+            round_id=task.round_id,
+            seed=site_seed(self._plan.seed, self._site, "order"),
+        )
+        weight = site_weight(len(lessons.encoded), self._plan.aggregation, training.weighting)
+        fixed_point = train_fixed_point(self._plan)
+        return train_words(task.adapter, update, block, weight=weight, fixed_point=fixed_point).join()
+
+    def _evaluate(self, task: EvaluateTask) -> np.ndarray[tuple[int], np.dtype[np.uint32]]:
+        self._student.load(task.adapter)
+        kept = eligible(self._patients.test, self._plan.purpose).kept
+        prompts = site_prompts(kept, self._patients.notes, self._track.track)
+        trie = self._student.answer_trie(self._track.definition.header, self._answers)
+        tested = [record for record in kept if record.patient_id in prompts]
+        ranked = rank_cases(
+            self._student,
+            [prompts[record.patient_id] for record in tested],
+            trie,
+            top=TOP,
+            max_prompt_tokens=self._track.training.max_prompt_tokens,
+        )
+        truths = [record.label[self._track.track] for record in tested]
+        return count_cases(ranked, truths, self._answers).to_words()
+
+
+def prepare_lessons(
+    site_id: SiteId,
+    plan: RunPlan,
+    track: TrackPlan,
+    patients: SitePatients,
+    answers: AnswerList,
+    student: Student,
+    encoders: Encoders,
+    recipe: TeacherRecipe | None,
+) -> Lessons:
+    """From patients to pairs: who may take part, what the teacher sees and ranks, what the student learns.
+
+    Raises:
+        NoPairsError: Nobody is left.
+    """
+    allowed = eligible(patients.train, plan.purpose)
+    for reason, number in allowed.counts.items():
+        if number:
+            logger.info("%s: %d patients left out: %s", site_id, number, reason.value)
+    name = track.track
+    kept = [record for record in allowed.kept if name in record.label]
+    # A patient without a note still teaches the teacher; a text student has nothing to read of him.
+    prompts = site_prompts(kept, patients.notes, name)
+    views = {record.patient_id: patients.notes.view(record) for record in kept}
+    rankings = cross_fit(
+        kept,
+        encode_patients(views, encoders),
+        track=name,
+        answers={name: answers},
+        plan=track.teacher,
+        seed=site_seed(plan.seed, site_id, "teacher"),
+        recipe=recipe,
+    )
+    made = make_all_pairs(
+        [ranking for ranking in rankings if ranking.patient_id in prompts],
+        prompts=prompts,
+        labels={record.patient_id: record.label[name] for record in kept},
+        header=TRACKS[name].header,
+        plan=track.preferences,
+        answers=answers,
+        seen={record.label[name] for record in kept},
+        rng=np.random.default_rng(site_seed(plan.seed, site_id, "pairs")),
+    )
+    if not made.pairs:
+        raise NoPairsError(site_id, name)
+    encoded = encode_pairs(
+        student,
+        made.pairs,
+        max_prompt_tokens=track.training.max_prompt_tokens,
+        imitate=track.training.orpo_lambda == 0,
+    )
+    return Lessons(
+        rankings=tuple(rankings),
+        pairs=made.pairs,
+        counts=made.counts,
+        encoded=tuple(encoded),
+        left_out=len(allowed.left_out),
+    )
+
+
+def site_prompts(records: Sequence[PatientRecord], notes: Notes, track: str) -> Mapping[str, str]:
+    """What a text student reads, by patient id, of those who have a note."""
+    views = ((record.patient_id, notes.view(record).note) for record in records)
+    return {patient_id: write_prompt(TRACKS[track], note) for patient_id, note in views if note}
+
+
+def site_seed(seed: int, site_id: SiteId, purpose: str) -> int:
+    """The plan's seed as one site uses it for one purpose; two sites never draw alike."""
+    return int.from_bytes(hashlib.sha256(f"{seed} {site_id} {purpose}".encode()).digest()[:6], "big")

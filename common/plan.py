@@ -29,6 +29,7 @@ from common.checks import (
 )
 from common.errors import SettingsError
 from common.ids import SiteId, site_id
+from common.schedule import Schedule
 from common.schema import build, conform
 from common.tracks import TRACKS, Track
 
@@ -41,6 +42,7 @@ RejectedFrom = Literal["bottom", "middle"]
 RejectFrom = Literal["seen", "all"]
 NllOn = Literal["answer", "sequence"]
 Weighting = Literal["patients", "uniform"]
+LocalOptimizer = Literal["adamw", "sgd"]
 OptimizerName = Literal["sgd", "adam"]
 
 
@@ -159,6 +161,9 @@ class TrainingPlan:
         local_steps: Optimizer steps of a site in one round.
         patients_per_step: Patients of one step; all pairs of a patient go together.
         learning_rate: Of the site's optimizer.
+        local_optimizer: ``adamw``, fresh each round; or plain ``sgd``, where an adaptive server optimizer
+            does the scaling (Reddi et al. 2021) and, with one local step, the federation takes the steps
+            that one machine with all patients would take.
         orpo_lambda: Weight of the odds ratio against the likelihood (Hong et al. 2024, section 4.2).
         nll_on: Tokens of the likelihood: the ``answer`` alone, or the whole ``sequence`` with the prompt.
         max_prompt_tokens: A longer prompt is cut to this many tokens.
@@ -169,6 +174,7 @@ class TrainingPlan:
     local_steps: int
     patients_per_step: int
     learning_rate: float
+    local_optimizer: LocalOptimizer = "adamw"
     orpo_lambda: float = 0.1
     nll_on: NllOn = "answer"
     max_prompt_tokens: int
@@ -189,6 +195,7 @@ class ServerOptimizerPlan:
     Attributes:
         name: ``sgd``, or ``adam``.
         learning_rate: 1 with plain sgd adds the mean delta as it is.
+        schedule: How the rate goes over the run's rounds: ``constant``, or a ``cosine`` with a warm-up.
         momentum: Of sgd; 0 is plain averaging.
         beta1: Of adam, decay of the mean.
         beta2: Of adam, decay of the square.
@@ -197,6 +204,7 @@ class ServerOptimizerPlan:
 
     name: OptimizerName = "sgd"
     learning_rate: float = 1.0
+    schedule: Schedule = "constant"
     momentum: float = 0.0
     beta1: float = 0.9
     beta2: float = 0.99

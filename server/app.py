@@ -49,7 +49,7 @@ def make_app(on_state: OnState) -> ServerApp:
             )
             for track in plan.tracks
         ]
-        grid_link = GridLink(grid, query_timeout_s=settings.connect_timeout_s)
+        grid_link = GridLink(grid, query_ttl_s=settings.connect_timeout_s)
         grid_link.wait_for(plan.sites, settings.connect_timeout_s)
         link: SiteLink = grid_link
         for start in starts:
@@ -87,6 +87,7 @@ def save_result(state: TrackState, out: Path) -> None:
         "adapter_id": state.adapter.digest(),
         "rounds": plain(state.history),
         "declined": plain(state.declined),
+        "retried": state.retried,
         "metrics": plain(state.metrics),
     }
     (folder / "rounds.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

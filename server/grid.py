@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from common.errors import FederationError
 from common.flower import from_record, site_of_record, to_record
 from common.ids import SiteId
-from common.messages import EvaluateTask, Message, refusal
+from common.messages import EvaluateTask, Message
 
 # isort: split
 # Below common.flower, which keeps Flower quiet.
@@ -40,22 +40,29 @@ ERRORS: Mapping[int, str] = {
 class GridLink:
     """A ``SiteLink`` over a grid; knows which node is which site."""
 
-    def __init__(self, grid: Grid, *, query_timeout_s: float, poll_s: float = 0.5) -> None:
-        """Use ``grid``; ask a new node for its name, and look for answers every ``poll_s`` seconds."""
+    def __init__(self, grid: Grid, *, query_ttl_s: float, poll_s: float = 0.5) -> None:
+        """Use ``grid``; a node has ``query_ttl_s`` to say its name, and ``poll_s`` lies between two looks."""
         self._grid = grid
-        self._query_timeout_s = query_timeout_s
+        self._query_ttl_s = query_ttl_s
         self._poll_s = poll_s
         self._site_by_node: dict[int, SiteId] = {}
+        # Questions on the way, by message: the node, and when it will be asked again.
+        self._queries: dict[str, tuple[int, float]] = {}
 
     def sites(self) -> tuple[SiteId, ...]:
-        """The sites whose nodes are online, by name; nodes not seen before are asked who they are."""
+        """The sites that are online and have said their names.
+
+        Never waits: a node not seen before is asked, and is in the answer of a later call. A node that
+        hangs would otherwise hold up every round.
+        """
         online = set(self._grid.get_node_ids())
         self._site_by_node = {node: site for node, site in self._site_by_node.items() if node in online}
-        self._introduce(sorted(online - set(self._site_by_node)))
+        self._ask_names(online)
+        self._read_names()
         return tuple(sorted(self._site_by_node.values()))
 
     def wait_for(self, expected: tuple[SiteId, ...], timeout_s: float) -> tuple[SiteId, ...]:
-        """The sites that are online as soon as all expected ones are, or the time is over."""
+        """The sites that are there as soon as all expected ones are, or the time is over."""
         deadline = time.monotonic() + timeout_s
         while missing := sorted(set(expected) - set(self.sites())):
             if time.monotonic() >= deadline:
@@ -67,27 +74,55 @@ class GridLink:
     def exchange(self, tasks: Mapping[SiteId, Message], timeout_s: float) -> Mapping[SiteId, Message]:
         """Send each site its task; return what came back in time.
 
-        A node's error and an answer that cannot be read come back as a ``Refusal`` in the site's name. A
-        site whose node is gone is missing, like one that does not answer.
+        A site is missing, and the log says why, if its node is gone or reports an error, or if its answer
+        cannot be read: none of these is the site's own word, so none is a refusal.
         """
-        nodes = {site: node for node, site in self._site_by_node.items() if site in tasks}
+        site_by_message = self._send(tasks, timeout_s)
+        replies: dict[SiteId, Message] = {}
+        deadline = time.monotonic() + timeout_s
+        while site_by_message:
+            for message_id, reply in self._pull(list(site_by_message)):
+                site = site_by_message.pop(message_id)
+                answer = _answer(site, reply)
+                if answer is not None:
+                    replies[site] = answer
+            if time.monotonic() >= deadline:
+                break
+            if site_by_message:
+                time.sleep(min(self._poll_s, max(0.0, deadline - time.monotonic())))
+        return replies
+
+    def _send(self, tasks: Mapping[SiteId, Message], ttl: float) -> dict[str, SiteId]:
+        """Push the tasks of the sites whose nodes are there; the site by the message's id."""
         # One record for one task, not for one site: all sites of a round get the same one.
         records = {id(task): to_record(task) for task in tasks.values()}
-        messages = {
-            node: _message(records[id(tasks[site])], node, _type_of(tasks[site]), timeout_s)
-            for site, node in nodes.items()
-        }
-        replies = self._send(messages, timeout_s)
-        return {
-            site: _answer(tasks[site], site, replies[node]) for site, node in nodes.items() if node in replies
-        }
+        site_by_message: dict[str, SiteId] = {}
+        for node, site in self._site_by_node.items():
+            if site not in tasks:
+                continue
+            message_id = self._push(records[id(tasks[site])], node, _type_of(tasks[site]), ttl)
+            if message_id:
+                site_by_message[message_id] = site
+        return site_by_message
 
-    def _introduce(self, nodes: list[int]) -> None:
-        """Ask nodes for their sites' names."""
-        queries = {
-            node: _message(RecordDict(), node, MessageType.QUERY, self._query_timeout_s) for node in nodes
+    def _ask_names(self, online: set[int]) -> None:
+        now = time.monotonic()
+        self._queries = {
+            message_id: (node, until)
+            for message_id, (node, until) in self._queries.items()
+            if node in online and now < until
         }
-        for node, reply in sorted(self._send(queries, self._query_timeout_s).items()):
+        asked = {node for node, _ in self._queries.values()}
+        for node in sorted(online - asked - set(self._site_by_node)):
+            message_id = self._push(RecordDict(), node, MessageType.QUERY, self._query_ttl_s)
+            if message_id:
+                self._queries[message_id] = (node, now + self._query_ttl_s)
+
+    def _read_names(self) -> None:
+        replies = {
+            self._queries.pop(message_id)[0]: reply for message_id, reply in self._pull(list(self._queries))
+        }
+        for node, reply in sorted(replies.items()):
             if reply.has_error():
                 logger.warning("Node %d did not say its name: %s", node, _words(reply.error.code))
                 continue
@@ -102,43 +137,39 @@ class GridLink:
             return
         self._site_by_node[node] = site
 
-    def _send(self, messages: Mapping[int, FlowerMessage], timeout_s: float) -> dict[int, FlowerMessage]:
-        """Replies by node."""
-        node_by_id: dict[str, int] = {}
-        for node, message in messages.items():
-            # One by one: a push of several large messages may be refused as a whole, by an empty answer.
-            node_by_id.update({pushed: node for pushed in self._grid.push_messages([message]) if pushed})
-        replies: dict[int, FlowerMessage] = {}
-        deadline = time.monotonic() + timeout_s
-        while node_by_id:
-            for reply in self._grid.pull_messages(list(node_by_id)):
-                # An error comes from the SuperLink, not from the node: only the id tells whose it is.
-                answered = node_by_id.pop(reply.metadata.reply_to_message_id, None)
-                if answered is not None:
-                    replies[answered] = reply
-            if time.monotonic() >= deadline:
-                break
-            if node_by_id:
-                time.sleep(min(self._poll_s, max(0.0, deadline - time.monotonic())))
-        return replies
+    def _push(self, record: RecordDict, node: int, message_type: str, ttl: float) -> str | None:
+        """Send one message; its id, or None where it is not taken."""
+        # ttl on every message: Flower's own 12 hours would let a late answer live on. One by one: a push
+        # of several large messages may be refused as a whole.
+        message = FlowerMessage(record, node, message_type, ttl=ttl)
+        return next(iter(self._grid.push_messages([message])), None)
 
+    def _pull(self, message_ids: list[str]) -> list[tuple[str, FlowerMessage]]:
+        """What has come, by the id of the message that it answers.
 
-def _message(record: RecordDict, node: int, message_type: str, ttl: float) -> FlowerMessage:
-    # ttl on every message: Flower's own 12 hours would let a late answer live on.
-    return FlowerMessage(record, node, message_type, ttl=ttl)
+        An error comes from the SuperLink, not from the node: only that id tells whose it is.
+        """
+        if not message_ids:
+            return []
+        answered = [
+            (reply.metadata.reply_to_message_id, reply) for reply in self._grid.pull_messages(message_ids)
+        ]
+        return [(message_id, reply) for message_id, reply in answered if message_id in message_ids]
 
 
 def _type_of(task: Message) -> str:
     return MessageType.EVALUATE if isinstance(task, EvaluateTask) else MessageType.TRAIN
 
 
-def _answer(task: Message, site: SiteId, reply: FlowerMessage) -> Message:
+def _answer(site: SiteId, reply: FlowerMessage) -> Message | None:
     if reply.has_error():
-        return refusal(task.run_id, site, _words(reply.error.code))
+        logger.warning("%s: %s", site, _words(reply.error.code))
+        return None
     try:
         return from_record(reply.content)
     except FederationError as error:
-        return refusal(task.run_id, site, str(error))
+        logger.warning("%s: %s", site, error)
+        return None
 
 
 def _words(code: int) -> str:

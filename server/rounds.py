@@ -36,6 +36,7 @@ from common.messages import (
 )
 from common.metrics import WORD_COUNT, MetricCounts
 from common.plan import RunPlan, TrackPlan
+from common.schedule import rate_factor
 from server.aggregate import OptimizerState, SumTopic, SurvivorSum, next_adapter, survivor_mean
 from server.cohort import choose_cohort, require_survivors
 from server.evaluation import pooled_counts
@@ -53,7 +54,10 @@ class SiteLink(Protocol):
         ...
 
     def exchange(self, tasks: Mapping[SiteId, Message], timeout_s: float) -> Mapping[SiteId, Message]:
-        """Send each site its task; return what came back in time. A missing key is a dropout."""
+        """Send each site its task; return what came back in time.
+
+        A missing key is a dropout: no answer in time, or none that the link could read; it logs which.
+        """
         ...
 
 
@@ -104,6 +108,7 @@ class TrackState:
         optimizer: The server optimizer's moments, by block.
         declined: Reason by site, of the sites that refused to prepare; they are not asked again.
         history: A report of every closed round.
+        retried: Attempts at a round that lost too many sites and were made again.
         metrics: Pooled counts of ``adapter``; None until it is evaluated.
     """
 
@@ -115,6 +120,7 @@ class TrackState:
     optimizer: OptimizerState = field(default_factory=dict)
     declined: Mapping[SiteId, str] = field(default_factory=dict)
     history: tuple[RoundReport, ...] = ()
+    retried: int = 0
     metrics: MetricCounts | None = None
 
     def __post_init__(self) -> None:
@@ -146,7 +152,7 @@ def run_track(
     state = prepare(state, link)
     on_state(state)
     while state.round_id < state.track_plan.training.rounds:
-        state = _persist(state, link, attempts=attempts, pause_s=pause_s)
+        state = _try_round(state, link, attempts=attempts, pause_s=pause_s)
         on_state(state)
     state = replace(state, metrics=evaluate(state, link))
     on_state(state)
@@ -206,7 +212,7 @@ def run_round(state: TrackState, link: SiteLink) -> TrackState:
 
     # 3. Sum: one contribution after the other; what does not belong makes its site a dropout.
     length = TrainWords.length(state.adapter.spec.size(block))
-    total, dropouts = _sum_replies(cohort, replies, _topic(state, round_id, length), plan)
+    total, dropouts = _sum_replies(cohort, replies, _topic(state, round_id, length))
 
     # 4. Threshold: with too few sites in it, a sum says too much about each and too little about all.
     require_survivors(plan, round_id=round_id, survivors=len(total.survivors))
@@ -215,11 +221,13 @@ def run_round(state: TrackState, link: SiteLink) -> TrackState:
     mean = survivor_mean(total.words, train_fixed_point(plan))
 
     # 6. Server optimizer: moves the active block, and its moments only.
+    planned = state.track_plan.server_optimizer
+    factor = rate_factor(planned.schedule, state.round_id, state.track_plan.training.rounds)
     adapter, optimizer = next_adapter(
         state.adapter,
         block,
         mean.delta,
-        plan=state.track_plan.server_optimizer,
+        plan=replace(planned, learning_rate=planned.learning_rate * factor),
         optimizer=state.optimizer,
     )
 
@@ -267,18 +275,19 @@ def evaluate(state: TrackState, link: SiteLink) -> MetricCounts:
         adapter=state.adapter,
     )
     replies = _ask(cohort, task, state, link)
-    total, _ = _sum_replies(cohort, replies, _topic(state, round_id, WORD_COUNT), plan)
+    total, _ = _sum_replies(cohort, replies, _topic(state, round_id, WORD_COUNT))
     require_survivors(plan, round_id=round_id, survivors=len(total.survivors))
     return pooled_counts(total.words)
 
 
-def _persist(state: TrackState, link: SiteLink, *, attempts: int, pause_s: float) -> TrackState:
+def _try_round(state: TrackState, link: SiteLink, *, attempts: int, pause_s: float) -> TrackState:
     """One round, tried up to ``attempts`` times."""
     for attempt in range(1, attempts):
         try:
             return run_round(state, link)
         except TooFewSurvivorsError as error:
             logger.warning("%s: %s; attempt %d of %d", state.track, error, attempt, attempts)
+            state = replace(state, retried=state.retried + 1)
             time.sleep(pause_s)
     return run_round(state, link)
 
@@ -300,24 +309,24 @@ def _topic(state: TrackState, round_id: RoundId, length: int) -> SumTopic:
 
 
 def _sum_replies(
-    cohort: tuple[SiteId, ...], replies: Mapping[SiteId, Message], topic: SumTopic, plan: RunPlan
+    cohort: tuple[SiteId, ...], replies: Mapping[SiteId, Message], topic: SumTopic
 ) -> tuple[SurvivorSum, dict[SiteId, str]]:
     """The sum of the contributions that belong to the topic, and why the other sites are not in it."""
     total = SurvivorSum(topic)
     dropouts: dict[SiteId, str] = {}
     for site in cohort:
         try:
-            total.add(site, _contribution(replies.get(site), plan))
+            total.add(site, _contribution(replies.get(site)))
         except BadMessageError as error:
             dropouts[site] = error.reason
             logger.warning("%s: round %d without %s: %s", topic.track, topic.round_id, site, error.reason)
     return total, dropouts
 
 
-def _contribution(reply: Message | None, plan: RunPlan) -> Contribution:
+def _contribution(reply: Message | None) -> Contribution:
     """The reply as a contribution; BadMessageError, with the reason of the dropout, if it is none."""
     if reply is None:
-        raise BadMessageError(f"no answer within {plan.aggregation.timeout_s:g} s")
+        raise BadMessageError("no answer")
     if isinstance(reply, Refusal):
         raise BadMessageError(f"refused: {reply.reason}")
     if not isinstance(reply, Contribution):

@@ -30,7 +30,7 @@ MEASURES: Mapping[str, Measure] = MappingProxyType({
     "flat_top": Measure(0.0, 0.2, 0.0, 1.2),
     "bossing": Measure(0.15, 0.20),
     "glabella": Measure(0.10, 0.20),
-    "metopic": Measure(0.0, 0.15, 0.0, 1.0),
+    "metopic": Measure(0.0, 0.12, 0.0, 1.0),
     "malar": Measure(0.75, 0.18, 0.0, 1.2),
     "sunken": Measure(0.05, 0.15),
     "midface": Measure(0.15, 0.22),
@@ -54,11 +54,11 @@ MEASURES: Mapping[str, Measure] = MappingProxyType({
     "hood": Measure(0.15, 0.20, 0.0, 1.0),
     "deep": Measure(0.12, 0.20, 0.0, 1.3),
     "bulge": Measure(0.05, 0.15, 0.0, 1.0),
-    "puffy_lid": Measure(0.12, 0.20, 0.0, 1.2),
+    "bags": Measure(0.12, 0.20, 0.0, 1.2),
     "evert": Measure(0.0, 0.2, 0.0, 1.4),
     "notch": Measure(0.0, 0.2, 0.0, 1.3),
     "bare_lid": Measure(0.1, 0.20, 0.0, 1.0),
-    "lash": Measure(0.10, 0.18, 0.0, 1.6),
+    "lash": Measure(0.1, 0.18, -0.8, 1.6),
     "blue_sclera": Measure(0.0, 0.15, 0.0, 1.0),
     "blue_iris": Measure(0.0, 0.15, 0.0, 1.0),
     "keyhole": Measure(0.0, 0.15, 0.0, 1.2),
@@ -81,7 +81,7 @@ MEASURES: Mapping[str, Measure] = MappingProxyType({
     "saddle": Measure(0.10, 0.16, 0.0, 1.3),
     "scoop": Measure(0.0, 0.15, 0.0, 1.2),
     "convex": Measure(0.10, 0.16, 0.0, 1.2),
-    "tip_width": Measure(0.1, 0.012, 0.055, 0.18),
+    "tip_width": Measure(0.1, 0.014, 0.05, 0.19),
     "tip_relief": Measure(0.2, 0.20, 0.0, 1.2),
     "tip_drop": Measure(0.1, 0.18, -0.5, 1.3),
     "wing_width": Measure(0.165, 0.013, 0.1, 0.26),
@@ -89,14 +89,14 @@ MEASURES: Mapping[str, Measure] = MappingProxyType({
     "columella": Measure(0.10, 0.15, 0.0, 1.2),
     # Mouth
     "philtrum": Measure(0.175, 0.016, 0.08, 0.3),
-    "philtrum_width": Measure(1.0, 0.14, 0.4, 2.2),
-    "groove": Measure(0.75, 0.14, 0.0, 1.9),
+    "philtrum_width": Measure(1.0, 0.18, 0.3, 2.4),
+    "groove": Measure(0.75, 0.15, 0.0, 2.0),
     "mouth_width": Measure(0.245, 0.02, 0.14, 0.38),
     "upper_lip": Measure(0.052, 0.009, 0.008, 0.12),
     "lower_lip": Measure(0.066, 0.01, 0.018, 0.15),
     "corner": Measure(-0.008, 0.015, -0.06, 0.1),
     "tent": Measure(0.0, 0.12, 0.0, 1.3),
-    "bow": Measure(0.6, 0.22, 0.0, 2.0),
+    "bow": Measure(0.7, 0.26, -0.6, 2.4),
     "gape": Measure(0.05, 0.10, 0.0, 1.0),
     "pout": Measure(0.15, 0.18, 0.0, 1.3),
     "tongue": Measure(0.0, 0.12, 0.0, 1.2),
@@ -119,7 +119,7 @@ MEASURES: Mapping[str, Measure] = MappingProxyType({
     "upsweep": Measure(0.0, 0.12, 0.0, 1.0),
     "fair": Measure(0.0, 0.15, 0.0, 1.0),
     "stain": Measure(0.0, 0.12, 0.0, 1.0),
-    "freckles": Measure(0.0, 0.12, 0.0, 1.0),
+    "spots": Measure(0.0, 0.12, 0.0, 1.0),
     "tag": Measure(0.0, 0.12, 0.0, 1.0),
 })  # fmt: skip
 
@@ -150,12 +150,21 @@ FACIAL_TERMS: Mapping[str, Mapping[str, float]] = MappingProxyType({
     "HP:0004484": {"skew": 5.0},  # Craniofacial asymmetry
     "HP:0000276": {"chin_y": 3.6, "cheek": -2.4, "cheekbone": -2.2, "jaw": -1.6, "temple": -1.4},  # Long face
     "HP:0000275": {"cheekbone": -3.4, "cheek": -3.2, "temple": -2.0, "jaw": -2.4},  # Narrow face
-    "HP:0000311": {"cheek": 3.6, "jaw": 3.6, "chin_y": -2.6, "cheekbone": 2.4, "chin_width": 2.0, "puff": 1.0},  # Round face
+    "HP:0000311": {  # Round face
+        "cheek": 3.6, "jaw": 3.6, "chin_y": -2.6,
+        "cheekbone": 2.4, "chin_width": 2.0, "puff": 1.0,
+    },
     "HP:0000283": {"cheekbone": 3.4, "cheek": 3.0, "jaw": 2.4, "temple": 1.6},  # Broad face
     "HP:0000321": {"jaw": 4.2, "cheek": 2.2, "chin_width": 3.4, "flat_top": 2.0},  # Square face
     "HP:0000325": {"temple": 3.2, "jaw": -4.0, "cheek": -2.8, "chin_width": -2.8},  # Triangular face
-    "HP:0012368": {"malar": -2.6, "bridge_relief": -2.6, "midface": 2.0, "cheekbone": 2.0, "nasolabial": -1.0},  # Flat face
-    "HP:0000280": {"nasolabial": 3.4, "wing_width": 2.0, "tip_width": 1.6, "lower_lip": 1.8, "upper_lip": 1.2, "brow_thick": 1.4, "puffy_lid": 1.2},  # Coarse facial features
+    "HP:0012368": {  # Flat face
+        "malar": -2.6, "bridge_relief": -2.6, "midface": 2.0,
+        "cheekbone": 2.0, "nasolabial": -1.0,
+    },
+    "HP:0000280": {  # Coarse facial features
+        "nasolabial": 3.4, "wing_width": 2.0, "tip_width": 1.6, "lower_lip": 1.8,
+        "upper_lip": 1.2, "brow_thick": 1.4, "bags": 1.2,
+    },
     # Forehead and hair line
     "HP:0002007": {"bossing": 4.0, "temple": 1.0},  # Frontal bossing
     "HP:0011220": {"bossing": 3.4, "hairline": 1.0},  # Prominent forehead
@@ -200,10 +209,10 @@ FACIAL_TERMS: Mapping[str, Mapping[str, float]] = MappingProxyType({
     "HP:0045025": {"eye_open": -3.6},  # Narrow palpebral fissure
     "HP:0000581": {"eye_width": -2.8, "eye_open": -2.6},  # Blepharophimosis
     "HP:0007874": {"almond": 4.0},  # Almond-shaped palpebral fissure
-    "HP:0000629": {"puffy_lid": 4.0},  # Periorbital fullness
-    "HP:0100540": {"puffy_lid": 4.0, "hood": 2.0},  # Palpebral edema
-    "HP:0100539": {"puffy_lid": 4.4, "hood": 2.4},  # Periorbital edema
-    "HP:0030820": {"hood": 4.0},  # Hooded eyelid
+    "HP:0000629": {"bags": 4.0},  # Periorbital fullness
+    "HP:0100540": {"bags": 4.0, "hood": 2.0},  # Palpebral edema
+    "HP:0100539": {"bags": 4.4, "hood": 2.4},  # Periorbital edema
+    "HP:0030820": {"hood": 4.6},  # Hooded eyelid
     "HP:0007655": {"evert": 5.0},  # Eversion of lateral third of lower eyelids
     "HP:0007651": {"evert": 4.4},  # Ectropion of lower eyelids
     "HP:0000656": {"evert": 4.4},  # Ectropion
@@ -212,9 +221,9 @@ FACIAL_TERMS: Mapping[str, Mapping[str, float]] = MappingProxyType({
     "HP:0000527": {"lash": 4.6},  # Long eyelashes
     "HP:0011231": {"lash": 4.0},  # Prominent eyelashes
     "HP:0007665": {"lash": 3.8},  # Curly eyelashes
-    "HP:0000653": {"lash": -1.5, "bare_lid": 4.0},  # Sparse eyelashes
+    "HP:0000653": {"lash": -3.0, "bare_lid": 4.0},  # Sparse eyelashes
     "HP:0007776": {"bare_lid": 4.4},  # Sparse lower eyelashes
-    "HP:0000561": {"lash": -1.5, "bare_lid": 4.6},  # Absent eyelashes
+    "HP:0000561": {"lash": -5.0, "bare_lid": 4.6},  # Absent eyelashes
     "HP:0000592": {"blue_sclera": 4.6},  # Blue sclerae
     "HP:0000635": {"blue_iris": 6.0},  # Blue irides
     "HP:0007730": {"blue_iris": 6.0},  # Iris hypopigmentation
@@ -247,13 +256,16 @@ FACIAL_TERMS: Mapping[str, Mapping[str, float]] = MappingProxyType({
     "HP:0000457": {"saddle": 3.0, "scoop": 3.0, "bridge_relief": -3.0},  # Depressed nasal ridge
     "HP:0011120": {"scoop": 5.0},  # Concave nasal ridge
     "HP:0000444": {"convex": 4.6, "tip_drop": 2.6, "bridge_relief": 2.0},  # Convex nasal ridge
-    "HP:0000448": {"bridge_relief": 3.4, "nose_y": 1.6, "tip_width": 1.6, "tip_relief": 2.2},  # Prominent nose
+    "HP:0000448": {  # Prominent nose
+        "bridge_relief": 3.4, "nose_y": 1.6,
+        "tip_width": 1.6, "tip_relief": 2.2,
+    },
     "HP:0003189": {"nose_y": 4.0},  # Long nose
     "HP:0003196": {"nose_y": -4.0},  # Short nose
     "HP:0000414": {"tip_width": 4.0, "tip_relief": 2.4},  # Bulbous nose
     "HP:0000455": {"tip_width": 3.8},  # Broad nasal tip
-    "HP:0005274": {"tip_relief": 4.4, "tip_width": 1.6},  # Prominent nasal tip
-    "HP:0005278": {"tip_width": -2.8, "tip_relief": -1.0},  # Hypoplastic nasal tip
+    "HP:0005274": {"tip_relief": 5.0, "tip_width": 2.4},  # Prominent nasal tip
+    "HP:0005278": {"tip_width": -4.4, "tip_relief": -1.5},  # Hypoplastic nasal tip
     "HP:0000437": {"tip_drop": 4.4},  # Depressed nasal tip
     "HP:0000447": {"tip_width": 3.6, "wing_width": 2.2, "bridge_width": -2.0},  # Pear-shaped nose
     "HP:0000445": {"wing_width": 3.6, "bridge_width": 2.2},  # Wide nose
@@ -269,10 +281,10 @@ FACIAL_TERMS: Mapping[str, Mapping[str, float]] = MappingProxyType({
     # Philtrum
     "HP:0000343": {"philtrum": 4.0},  # Long philtrum
     "HP:0000322": {"philtrum": -4.0},  # Short philtrum
-    "HP:0000319": {"groove": -4.6},  # Smooth philtrum
+    "HP:0000319": {"groove": -5.0},  # Smooth philtrum
     "HP:0002002": {"groove": 5.0},  # Deep philtrum
-    "HP:0000289": {"philtrum_width": 4.6},  # Broad philtrum
-    "HP:0011829": {"philtrum_width": -3.4},  # Narrow philtrum
+    "HP:0000289": {"philtrum_width": 5.2},  # Broad philtrum
+    "HP:0011829": {"philtrum_width": -4.4},  # Narrow philtrum
     "HP:0011825": {"tent": 4.0},  # Tented philtrum
     # Lips and mouth
     "HP:0000219": {"upper_lip": -4.0},  # Thin upper lip vermilion
@@ -284,7 +296,7 @@ FACIAL_TERMS: Mapping[str, Mapping[str, float]] = MappingProxyType({
     "HP:0000232": {"pout": 4.6, "lower_lip": 2.2},  # Everted lower lip vermilion
     "HP:0010803": {"upper_lip": 3.6, "bow": 2.0},  # Everted upper lip vermilion
     "HP:0002263": {"bow": 4.6},  # Exaggerated cupid's bow
-    "HP:0010800": {"bow": -3.2},  # Absent cupid's bow
+    "HP:0010800": {"bow": -5.0},  # Absent cupid's bow
     "HP:0010804": {"tent": 5.0},  # Tented upper lip vermilion
     "HP:0010806": {"tent": 4.6, "bow": -1.6},  # U-Shaped upper lip vermilion
     "HP:0000207": {"tent": 5.0, "gape": 1.6},  # Triangular mouth
@@ -343,6 +355,6 @@ FACIAL_TERMS: Mapping[str, Mapping[str, float]] = MappingProxyType({
     "HP:0001052": {"stain": 5.5},  # Nevus flammeus
     "HP:0000996": {"stain": 4.6},  # Facial capillary hemangioma
     "HP:0000329": {"stain": 5.0},  # Facial hemangioma
-    "HP:0009720": {"freckles": 5.5},  # Adenoma sebaceum
+    "HP:0009720": {"spots": 5.5},  # Adenoma sebaceum
     "HP:0000384": {"tag": 6.0},  # Preauricular skin tag
 })  # fmt: skip

@@ -1,11 +1,11 @@
 """Faces drawn from facial findings.
 
-A face is a set of measures. A normal face has each of them inside its normal range (``NORMAL_RANGE`` spreads around
-the mean); a finding moves some of them by a few spreads, more in one patient than in another. What is not a finding
-of the patient, be it excluded or never looked for, keeps the normal range. Light, pose, skin, hair, noise and blur
-vary freely and say nothing about the findings. No photograph of a person is used anywhere.
+A face is a set of measures. A normal face has each of them inside its normal range (``NORMAL_RANGE`` spreads
+around the mean); a finding moves some of them by a few spreads, more in one patient than in another. What is
+not a finding of the patient, be it excluded or never looked for, keeps the normal range. Light, pose, skin,
+hair, noise and blur vary freely and say nothing about the findings. No photograph of a person is used.
 
-The findings follow the Human Phenotype Ontology; this module uses the Human Phenotype Ontology (version 2024-08-13).
+This product uses the Human Phenotype Ontology (version 2024-08-13).
 """
 
 from __future__ import annotations
@@ -16,13 +16,16 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
-from simulations.face_drawing import Color, Look, draw_face
+from simulations.face_drawing import draw_face
+from simulations.face_sketch import Color, Look, mix
 from simulations.face_terms import AGEING, FACIAL_TERMS, MEASURES
 
 __all__ = [
     "DISTINCT_FINDINGS",
     "FACIAL_TERMS",
     "NORMAL_RANGE",
+    "contradict",
+    "draw_look",
     "face_measures",
     "is_visible",
     "render_face",
@@ -46,12 +49,13 @@ IRISES: tuple[Color, ...] = ((58, 38, 24), (92, 62, 34), (112, 88, 48), (94, 112
 CLOTHS: tuple[Color, ...] = ((40, 60, 110), (150, 50, 60), (70, 120, 80), (210, 205, 190), (90, 70, 130))
 FAIR_HAIR: Color = (226, 204, 150)
 BLUE_IRIS: Color = (96, 150, 205)
-
-
-# One finding for each way of being drawn: the others look like one of these.
-DISTINCT_FINDINGS: tuple[str, ...] = tuple(
-    {tuple(sorted(effects.items())): hp_id for hp_id, effects in reversed(FACIAL_TERMS.items())}.values()
-)[::-1]
+MOUTH_FOLLOWS = 0.5
+LIP_GAP = 0.045  # from the end of the philtrum to the line between the lips, in face units
+# One finding for each way of being drawn, the first that is listed: others look like one of these.
+_FIRST_DRAWN_SO: dict[tuple[tuple[str, float], ...], str] = {}
+for _finding, _effects in FACIAL_TERMS.items():
+    _FIRST_DRAWN_SO.setdefault(tuple(sorted(_effects.items())), _finding)
+DISTINCT_FINDINGS: tuple[str, ...] = tuple(_FIRST_DRAWN_SO.values())
 
 # What sets a grown-up's normal face apart from an infant's, in spreads.
 _AGEING = np.array([AGEING.get(name, 0.0) for name in MEASURES])
@@ -62,16 +66,24 @@ def is_visible(hp_id: str) -> bool:
     return hp_id in FACIAL_TERMS
 
 
+def contradict(one: str, other: str) -> bool:
+    """Return whether two findings pull a measure in opposite directions, as a long and a short nose do."""
+    effects, others = FACIAL_TERMS.get(one, {}), FACIAL_TERMS.get(other, {})
+    return any(effect * others.get(name, 0.0) < 0 for name, effect in effects.items())
+
+
 def visible_findings(hp_id: str, parents: Mapping[str, Sequence[str]]) -> frozenset[str]:
     """Return the finding itself if it is drawn, else its nearest ancestors that are.
 
-    ``parents`` gives the direct parents of an id in the ontology; empty if nothing above the finding is drawn.
+    ``parents`` gives the direct parents of an id in the ontology. The answer is empty if nothing above the
+    finding is drawn.
     """
-    level = {hp_id}
+    level, passed = {hp_id}, set[str]()
     while level:
         if drawn := {term for term in level if is_visible(term)}:
             return frozenset(drawn)
-        level = {parent for term in level for parent in parents.get(term, ())}
+        passed |= level
+        level = {parent for term in level for parent in parents.get(term, ())} - passed
     return frozenset()
 
 
@@ -90,28 +102,30 @@ def face_measures(finding_ids: Collection[str], rng: np.random.Generator) -> dic
     measures = {}
     for z, (name, measure) in zip(base, MEASURES.items(), strict=True):
         shift = min(max(shifts[name], -LARGEST_SHIFT), LARGEST_SHIFT)
-        measures[name] = min(
-            max(measure.mean + measure.spread * (float(z) + shift), measure.least), measure.most
-        )
+        value = measure.mean + measure.spread * (float(z) + shift)
+        measures[name] = min(max(value, measure.least), measure.most)
+    # A short nose lifts the mouth by half of what it is short, else it would pass for a long philtrum.
+    nose_y = MEASURES["nose_y"].mean
+    measures["mouth_y"] = (
+        nose_y + MOUTH_FOLLOWS * (measures["nose_y"] - nose_y) + measures["philtrum"] + LIP_GAP
+    )
     return measures
 
 
 def render_face(finding_ids: Collection[str], rng: np.random.Generator, size: int = 64) -> NDArray[np.uint8]:
     """Return a synthetic photo, uint8 (size, size, 3), of a face with these findings.
 
-    Guarantee: the same findings and generator state give the same pixels, in whatever order the findings come.
+    Guarantee: the same findings, in any order, and the same generator state give the same pixels.
     """
     if size < 16:
         raise ValueError(f"Expected a size of at least 16 pixels, got {size}")
     measures = face_measures(finding_ids, rng)
-    image = draw_face(measures, _draw_look(measures, rng), size)
+    image = draw_face(measures, draw_look(measures, rng), size)
     return _photograph(image, rng)
 
 
-def _draw_look(measures: dict[str, float], rng: np.random.Generator) -> Look:
-    """Draw what varies freely, and settle the measures that follow from others."""
-    # A short nose lifts the mouth by half of what it is short, else it would pass for a long philtrum.
-    measures["mouth_y"] = 0.32 + 0.5 * (measures["nose_y"] - 0.32) + measures["philtrum"] + 0.045
+def draw_look(measures: Mapping[str, float], rng: np.random.Generator) -> Look:
+    """Draw what varies freely: colors, hair, pose. The measures give asymmetry, fair hair and blue eyes."""
     tone = rng.uniform(0.0, 1.0)
     skin = _along(SKINS, tone)
     # Dark skin goes with dark hair and eyes more often than not, as in people.
@@ -121,8 +135,8 @@ def _draw_look(measures: dict[str, float], rng: np.random.Generator) -> Look:
     background = rng.uniform(40, 230, 3)
     return Look(
         skin=skin,
-        hair=_towards(hair, FAIR_HAIR, fair),
-        iris=_towards(iris, BLUE_IRIS, blue),
+        hair=mix(hair, FAIR_HAIR, fair),
+        iris=mix(iris, BLUE_IRIS, blue),
         background=(float(background[0]), float(background[1]), float(background[2])),
         cloth=_along(CLOTHS, rng.uniform(0.0, 1.0)),
         long_hair=bool(rng.random() < 0.35),
@@ -138,12 +152,7 @@ def _draw_look(measures: dict[str, float], rng: np.random.Generator) -> Look:
 def _along(colors: Sequence[Color], place: float) -> Color:
     """Return the color at ``place``, 0 to 1, on the way from the first color to the last."""
     index = min(int(place * (len(colors) - 1)), len(colors) - 2)
-    return _towards(colors[index], colors[index + 1], place * (len(colors) - 1) - index)
-
-
-def _towards(one: Color, other: Color, share: float) -> Color:
-    r, g, b = (a + (z - a) * float(share) for a, z in zip(one, other, strict=True))
-    return (r, g, b)
+    return mix(colors[index], colors[index + 1], place * (len(colors) - 1) - index)
 
 
 def _photograph(image: Image.Image, rng: np.random.Generator) -> NDArray[np.uint8]:

@@ -1,10 +1,12 @@
 """Hospitals of synthetic patients: whose answers are known, whose photos show what their notes leave out.
 
-A patient is drawn from a syndrome of the casebook: findings by their frequency, the facial ones into the photo, the
-others into the note as clinicians would write it, with gaps, general words, findings that have nothing to do with
-the syndrome, and findings that were looked for and not found. Hospitals differ in size and in what they see.
+A patient is drawn from a syndrome of the casebook: findings by their frequency, the facial ones into the
+photo, the others into the note as clinicians would write it, with gaps, general words, findings that have
+nothing to do with the syndrome, and findings that were looked for and not found. Hospitals differ in size and
+in what they see.
 
-Everything is a function of a seed. Public faces come from streams of random numbers that no site's patient uses.
+Everything is a function of a seed. Public faces come from streams of random numbers that no site's patient
+uses.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from client.patients.notes import Facial, write_note
 from client.patients.records import Finding, PatientRecord, PhotoRef
 from common.ids import SiteId, site_id
 from common.tracks import RARE_DISEASE
-from simulations.faces import DISTINCT_FINDINGS, FACIAL_TERMS, render_face
+from simulations.faces import DISTINCT_FINDINGS, FACIAL_TERMS, contradict, render_face
 from simulations.syndromes import Casebook, Syndrome, load_casebook, load_syndromes
 
 __all__ = [
@@ -130,7 +132,8 @@ def draw_patient(
         for typical, one, other in zip(possible, *luck, strict=True)
         if typical.facial and one < typical.frequency and other >= presentation.faint
     ]
-    facial = _distinct([*seen, *_some(casebook.facial, presentation.family, rng)])
+    family = _some(casebook.facial, presentation.family, rng)
+    facial = _distinct([*seen, *(one for one in family if not any(contradict(one.id, f.id) for f in seen))])
     written = _write_down([t.finding for t in present if not t.facial], casebook, presentation, rng)
     observed = _distinct([*facial, *written]) or [max(possible, key=lambda t: t.frequency).finding]
     has = {finding.id for finding in observed} | {typical.finding.id for typical in present}
@@ -168,8 +171,8 @@ def make_hospitals(
     Args:
         seed: Decides everything.
         sizes: Training patients by site id.
-        skew: How unequal the syndromes are within a hospital: 0 for equal numbers, 1 for a Dirichlet draw with
-            concentration 1, more for more.
+        skew: How unequal the syndromes are within a hospital: 0 for equal numbers, else a Dirichlet draw with
+            concentration 1 / skew.
         seen_share: Share of the syndromes that a hospital sees at all; each syndrome is seen somewhere.
         test_per_answer: Test patients of each syndrome over all hospitals, besides ``sizes``; they fall to
             hospitals as the syndrome's training patients do.
@@ -213,7 +216,7 @@ def draw_caseloads(
 ) -> NDArray[np.int64]:
     """Draw how many patients of each syndrome each hospital trains on, (hospitals, answers).
 
-    Guarantee: rows sum to ``sizes``, every syndrome is seen by some hospital, and none by all unless it must be.
+    Guarantee: rows sum to ``sizes``, and every syndrome is seen by some hospital.
     """
     if not sizes or min(sizes) < 1 or sum(sizes) < answers:
         raise ValueError(
@@ -260,16 +263,12 @@ def public_faces(seed: int, n: int, *, size: int = 64) -> tuple[NDArray[np.uint8
 
 
 def _draw_compatible(rng: np.random.Generator) -> list[int]:
-    """Draw findings of which none undoes another, as a long and a short nose would."""
+    """Draw columns of ``DISTINCT_FINDINGS``, none of which contradicts another."""
     wanted = int(rng.poisson(MEAN_PUBLIC_FINDINGS))
-    moved: dict[str, float] = {}
     columns: list[int] = []
-    for column in rng.permutation(len(DISTINCT_FINDINGS))[: 2 * wanted]:
-        effects = FACIAL_TERMS[DISTINCT_FINDINGS[column]]
-        if len(columns) < wanted and all(
-            moved.get(name, 0.0) * effect >= 0 for name, effect in effects.items()
-        ):
-            moved |= effects
+    for column in rng.permutation(len(DISTINCT_FINDINGS)):
+        finding = DISTINCT_FINDINGS[column]
+        if len(columns) < wanted and not any(contradict(finding, DISTINCT_FINDINGS[one]) for one in columns):
             columns.append(int(column))
     return columns
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from common.calibration import BINS, CONFIDENCE_STEPS, ReliabilityBins
 
@@ -76,7 +77,7 @@ def draw_curves(curves: Sequence[Curve], *, title: str, x_label: str, y_label: s
             axes.plot(curve.x, curve.y, color=SERIES[i], linestyle=DASHES[i], marker=marker, markersize=3,
                       label=curve.label)  # fmt: skip
         axes.set_ylim(0, HEADROOM * max((*(value for curve in curves for value in curve.y), 1e-12)))
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         if len(curves) > 1:
             axes.legend()
         return _themed(figure)

@@ -226,6 +226,7 @@ def _drawings(rounds: Sequence[RoundPoint]) -> list[dict[str, str]]:
     norms = _by_block(rounds, lambda point: point.mean_delta_norm)
     seconds = _by_block(rounds, lambda point: point.seconds)
     megabytes = _by_block(rounds, lambda point: point.bytes_up / MEGABYTE)
+    sent = size(fmean(point.bytes_up for point in rounds))
     moved = "; ".join(f"{curve.label} from {curve.y[0]:.3g} to {curve.y[-1]:.3g}" for curve in norms)
     return [
         {
@@ -237,7 +238,7 @@ def _drawings(rounds: Sequence[RoundPoint]) -> list[dict[str, str]]:
             "svg": draw_curves(seconds, title="Time of a round", x_label="round", y_label="seconds"),
         },
         {
-            "alt": f"Sent by all sites: {size(fmean(point.bytes_up for point in rounds))} a round on average.",
+            "alt": f"Sent by all sites: {sent} a round on average.",
             "svg": draw_curves(megabytes, title="Sent by all sites", x_label="round", y_label="megabytes"),
         },
     ]

@@ -1,8 +1,9 @@
 """Named syndromes, their findings and how often these occur, as public literature tells it.
 
-``conf/syndromes.yaml`` is the casebook: each syndrome with the review its frequencies come from, the more general
-words a note may use, and common complaints that belong to no syndrome. Everything here is public knowledge; it may
-go into prompts, answer lists and pretraining text. Simulated patients are drawn from it in ``simulations.hospital``.
+``conf/syndromes.yaml`` is the casebook: each syndrome with the review its frequencies come from, the more
+general words a note may use, and common complaints that belong to no syndrome. Everything here is public
+knowledge; it may go into prompts, answer lists and pretraining text. Simulated patients are drawn from it in
+``simulations.hospital``.
 
 This product uses the Human Phenotype Ontology (version 2024-08-13).
 """

@@ -12,7 +12,6 @@ evening and minutes.
 from __future__ import annotations
 
 import hashlib
-import math
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -28,6 +27,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from client.preferences.answers import INSTRUCTIONS, write_answers, write_prompt
 from client.student.orpo import PatientPairs, orpo_losses
 from common.canonical import canonical_json, plain
+from common.schedule import rate_factor
 from common.tracks import RARE_DISEASE
 from simulations.public_text import PublicNotes, PublicText
 
@@ -184,7 +184,7 @@ def pretrain(
     batches = _batches(text, tokenizer, recipe, np.random.default_rng([seed, 2]))
     for step in range(recipe.steps):
         for group in optimizer.param_groups:
-            group["lr"] = recipe.learning_rate * schedule(step, recipe.steps)
+            group["lr"] = recipe.learning_rate * rate_factor("cosine", step, recipe.steps)
         losses = orpo_losses(model, next(batches), orpo_lambda=0.0, pad_id=tokenizer.pad_token_id)
         optimizer.zero_grad()
         losses.loss.mean().backward()
@@ -193,14 +193,6 @@ def pretrain(
         if on_progress is not None:
             on_progress(1)
     return model.eval()
-
-
-def schedule(step: int, steps: int) -> float:
-    """Factor of the learning rate: a linear warm-up over a twentieth of the steps, then a cosine to 0."""
-    warm_up = max(1, steps // 20)
-    if step < warm_up:
-        return (step + 1) / warm_up
-    return 0.5 + 0.5 * math.cos(math.pi * (step - warm_up) / max(1, steps - warm_up))
 
 
 def _batches(

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 
 from common.tracks import RARE_DISEASE, TISSUE_TYPE, Answer, AnswerList, Modality, Track
 
-# Short, because a site's prompts are read at every step, and fixed, because pairs and students must agree on it.
+# Short, because prompts are read at every step, and fixed, because pairs and students must agree on them.
 INSTRUCTIONS = {
     RARE_DISEASE.name: "List the most likely rare diseases of this patient, the most likely first.",
     TISSUE_TYPE.name: "List the most likely tissues of this image, the most likely first.",
@@ -18,8 +18,8 @@ INSTRUCTIONS = {
 
 _NUMBER = re.compile(r"^(?:\d{1,3}\s*[.):]|[-*•])\s*")
 _NOISE = " \t'\"`*_“”‘’«»,;"  # noqa: RUF001 - the quotation marks are the point
-# A model that explains itself writes "name - because ..." or "name (because ...)"; names may hold these too, so the
-# whole line is tried first and each shorter reading after it.
+# A model that explains itself writes "name - because ..." or "name (because ...)". Names may hold these too,
+# so the whole line is tried first and each shorter reading after it.
 _EXPLANATION = re.compile(r"\s+[-\u2013\u2014]\s+|:\s|\s+\(")
 
 

@@ -40,7 +40,9 @@ def build_trie(token_ids: Sequence[Sequence[int]]) -> TrieNode:
         for token in ids:
             node = node.children.setdefault(token, TrieNode())
         if not ids or node.answer is not None:
-            raise ValueError(f"Expected distinct, non-empty answers; number {index} equals another or is empty")
+            raise ValueError(
+                f"Expected distinct, non-empty answers; number {index} equals another or is empty"
+            )
         node.answer = index
     for node in _walk(root):
         if node.answer is not None and node.children:
@@ -185,7 +187,9 @@ def _step_inputs(
 
 
 @torch.no_grad()
-def score_one_by_one(model: nn.Module, prompt: Sequence[int], answers: Sequence[Sequence[int]]) -> list[float]:
+def score_one_by_one(
+    model: nn.Module, prompt: Sequence[int], answers: Sequence[Sequence[int]]
+) -> list[float]:
     """Summed log-probability of each answer after the prompt, one forward pass each: the reference."""
     return [float(plain_log_probs(model, prompt, answer).sum()) for answer in answers]
 

@@ -60,7 +60,11 @@ def rank_cases(
     ranked: list[RankedCase | None] = [None] * len(prompts)
     for rows in batches_by_length(encoded):
         beams = rank_by_beam(
-            student.model, [encoded[row] for row in rows], branch, beams=top + SPARE_BEAMS, pad_id=student.pad_id
+            student.model,
+            [encoded[row] for row in rows],
+            branch,
+            beams=top + SPARE_BEAMS,
+            pad_id=student.pad_id,
         )
         for row, found in zip(rows, beams, strict=True):
             ranked[row] = _ranked(found, top)

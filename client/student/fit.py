@@ -1,23 +1,25 @@
 """A site's local update: some steps of ORPO on its own pairs, from the adapter received.
 
-Only the round's active block is trained. Every step draws ``patients_per_step`` patients without
-replacement from a shuffled pass over the site's patients; the next pass begins when one is used up. The
-local optimizer starts fresh each round: its state is patients' data and stays in the round.
+Only the round's active block is trained. Every step takes the next ``patients_per_step`` patients of a
+shuffled pass over the site's patients. The local optimizer starts fresh each round: its state is made of
+patients' data and ends with the round.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from client.preferences.pairs import PreferencePair
 from client.student.model import Student
 from client.student.orpo import PatientPairs, orpo_losses
 from common.adapter import Adapter, Block
 from common.plan import TrainingPlan
+from common.schedule import rate_factor
 
 GRADIENT_CLIP = 1.0
 ADAM_BETAS = (0.9, 0.98)
@@ -62,7 +64,7 @@ class LocalUpdate:
 
     Attributes:
         adapter: The received adapter with its active block trained.
-        patients, pairs, steps: How much was used; counts that repeat over passes are counted again.
+        patients, pairs, steps: How much was used; a patient drawn twice is counted twice.
         loss, preferred: Means over the steps; they stay at the site.
     """
 
@@ -80,34 +82,85 @@ def local_fit(
     block: Block,
     patients: Sequence[PatientPairs],
     plan: TrainingPlan,
-    batches: Iterator[list[PatientPairs]],
     *,
-    learning_rate: Callable[[int], float] | None = None,
-    steps: int | None = None,
+    round_id: int,
+    seed: int,
 ) -> LocalUpdate:
-    """Train one block for the plan's local steps (or ``steps``).
+    """Train one block of the received adapter for the plan's local steps.
+
+    Guarantee: the same round from the same adapter gives the same update, whatever came before.
 
     Args:
         student: Of the adapter's specification; its adapter values are overwritten.
         adapter: Received in this round.
         block: The round's active block.
-        patients: The site's pairs as tokens.
-        plan: Steps, learning rate, λ, where the NLL looks.
-        batches: Endless, from ``draw_batches``.
-        learning_rate: Rate of step i, where it is not the plan's constant one.
-        steps: In place of the plan's local steps.
+        patients: The site's pairs as tokens, one entry a patient.
+        plan: Steps, rate, λ, where the likelihood looks.
+        round_id: 1 for the first; says where in its passes over the patients the site is.
+        seed: Of the order of patients.
     """
-    if not patients:
-        raise ValueError("Expected at least one patient with pairs")
     student.load(adapter)
     factors = student.train_block(block)
-    optimizer = torch.optim.AdamW(factors, lr=plan.learning_rate, betas=ADAM_BETAS, weight_decay=0.0)
-    total = plan.local_steps if steps is None else steps
-    losses, preferred, seen, pairs = [], [], 0, 0
-    for step in range(total):
-        batch = next(batches)
+    batches = draw_batches(
+        patients, plan.patients_per_step, seed=seed, first_step=(round_id - 1) * plan.local_steps
+    )
+    return _fit(student, factors, batches, plan, optimizer=_optimizer(factors, plan), steps=plan.local_steps)
+
+
+def fit_alone(
+    student: Student,
+    adapter: Adapter,
+    patients: Sequence[PatientPairs],
+    plan: TrainingPlan,
+    *,
+    patients_per_step: int,
+    learning_rate: float,
+    seed: int,
+    on_progress: Callable[[int], None] | None = None,
+) -> LocalUpdate:
+    """Train both blocks at once, without a federation: what one site, or one machine with all data, would do.
+
+    It takes as many steps as a site takes in the whole run, with AdamW throughout and a cosine schedule.
+    """
+    student.load(adapter)
+    factors = [*student.train_block(Block.A)]
+    factors += student.train_block(Block.B)
+    for factor in factors:
+        factor.requires_grad_(requires_grad=True)
+    batches = draw_batches(patients, patients_per_step, seed=seed, first_step=0)
+    steps = plan.rounds * plan.local_steps
+    optimizer = torch.optim.AdamW(factors, lr=learning_rate, betas=ADAM_BETAS, weight_decay=0.0, fused=True)
+
+    def before_step(step: int) -> None:
         for group in optimizer.param_groups:
-            group["lr"] = plan.learning_rate if learning_rate is None else learning_rate(step)
+            group["lr"] = learning_rate * rate_factor("cosine", step, steps)
+        if on_progress is not None:
+            on_progress(1)
+
+    return _fit(student, factors, batches, plan, optimizer=optimizer, steps=steps, before_step=before_step)
+
+
+def _optimizer(factors: list[Tensor], plan: TrainingPlan) -> torch.optim.Optimizer:
+    if plan.local_optimizer == "sgd":
+        return torch.optim.SGD(factors, lr=plan.learning_rate)
+    return torch.optim.AdamW(factors, lr=plan.learning_rate, betas=ADAM_BETAS, weight_decay=0.0, fused=True)
+
+
+def _fit(
+    student: Student,
+    factors: list[Tensor],
+    batches: Iterator[list[PatientPairs]],
+    plan: TrainingPlan,
+    *,
+    optimizer: torch.optim.Optimizer,
+    steps: int,
+    before_step: Callable[[int], None] | None = None,
+) -> LocalUpdate:
+    losses, preferred, seen, pairs = [], [], 0, 0
+    for step in range(steps):
+        batch = next(batches)
+        if before_step is not None:
+            before_step(step)
         result = orpo_losses(
             student.model, batch, orpo_lambda=plan.orpo_lambda, pad_id=student.pad_id, nll_on=plan.nll_on
         )
@@ -122,31 +175,31 @@ def local_fit(
         adapter=student.read(),
         patients=seen,
         pairs=pairs,
-        steps=total,
+        steps=steps,
         loss=float(np.mean(losses)),
         preferred=float(np.mean(preferred)),
     )
 
 
 def draw_batches(
-    patients: Sequence[PatientPairs], size: int, rng: np.random.Generator
+    patients: Sequence[PatientPairs], size: int, *, seed: int, first_step: int
 ) -> Iterator[list[PatientPairs]]:
-    """Endless batches of ``size`` patients (fewer where the site has fewer), pass after shuffled pass.
+    """Endless batches of ``size`` patients (all, where the site has fewer), from step ``first_step`` on.
 
-    Guarantee: within a pass no patient comes twice; a pass's last short batch is filled from the next one.
+    Guarantee: every pass over the patients takes each of them once, and a step's batch depends on the seed
+    and the step alone, so that a site that was restarted goes on where it was.
     """
-    size = min(size, len(patients))
-    waiting: list[int] = []
+    if not patients:
+        raise ValueError("Expected at least one patient with pairs, got none")
+    count, size = len(patients), min(size, len(patients))
+    order: dict[int, list[int]] = {}
+    place = first_step * size
     while True:
-        while len(waiting) < size:
-            waiting += rng.permutation(len(patients)).tolist()
-        batch, waiting = waiting[:size], waiting[size:]
-        yield [patients[index] for index in batch]
-
-
-def patients_by_id(pairs: Sequence[PreferencePair]) -> Mapping[str, int]:
-    """How many pairs each patient has."""
-    counts: dict[str, int] = {}
-    for pair in pairs:
-        counts[pair.patient_id] = counts.get(pair.patient_id, 0) + 1
-    return counts
+        batch = []
+        for _ in range(size):
+            number, index = divmod(place, count)
+            if number not in order:
+                order = {number: np.random.default_rng([seed, number]).permutation(count).tolist()}
+            batch.append(patients[order[number][index]])
+            place += 1
+        yield batch

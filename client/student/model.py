@@ -60,7 +60,9 @@ def load_base(name_or_folder: str, *, device: str = "cpu") -> tuple[nn.Module, P
     if tokenizer.eos_token_id is None:
         raise ValueError(f"Expected a tokenizer with an end-of-sequence token in {name_or_folder}")
     # SDPA accepts an additive 4-D mask, which the shared prompt needs; flash attention does not.
-    model = AutoModelForCausalLM.from_pretrained(name_or_folder, attn_implementation="sdpa", dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(
+        name_or_folder, attn_implementation="sdpa", dtype=torch.float32
+    )
     model.requires_grad_(requires_grad=False)
     return model.to(device).eval(), tokenizer
 
@@ -78,7 +80,9 @@ def adapter_spec(base: nn.Module, plan: AdapterPlan) -> AdapterSpec:
     ]
     missing = set(plan.targets) - {shape.name.rsplit(".", 1)[-1] for shape in shapes}
     if missing:
-        raise ValueError(f"Expected every adapter target to be a linear layer of the base; not so: {sorted(missing)}")
+        raise ValueError(
+            f"Expected every adapter target to be a linear layer of the base; not so: {sorted(missing)}"
+        )
     modules = tuple(sorted(shapes, key=lambda shape: shape.name))
     return AdapterSpec(mode=plan.mode, rank=plan.rank, alpha=plan.alpha, modules=modules)
 

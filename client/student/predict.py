@@ -16,10 +16,10 @@ from client.student.evaluate import RankedCase, rank_cases
 from client.student.model import Student, digest_base, load_base, make_student
 from common.adapter import Adapter
 from common.atomic import write_atomically
+from common.checks import require_schema
 from common.errors import BadFileError, DigestMismatchError
 from common.peft import export_peft, import_peft
 from common.schema import build
-from common.checks import require_schema
 from common.tracks import TRACKS, AnswerList
 
 STUDENT_SCHEMA = 1
@@ -92,7 +92,10 @@ class LoadedStudent:
         prompts = [write_prompt(TRACKS[self.card.track], note) for note in notes]
         ranked = self.rank_prompts(prompts, top)
         return [
-            [(self.answers.answers[i].id, self.answers.answers[i].name, c) for i, c in zip(case.answers, case.confidence, strict=True)]
+            [
+                (self.answers.answers[i].id, self.answers.answers[i].name, c)
+                for i, c in zip(case.answers, case.confidence, strict=True)
+            ]
             for case in ranked
         ]
 
@@ -102,7 +105,12 @@ class LoadedStudent:
         """The same for prompts, as indices into the answers."""
         trie = self.student.answer_trie(TRACKS[self.card.track].header, self.answers)
         return rank_cases(
-            self.student, prompts, trie, top=top, max_prompt_tokens=self.card.max_prompt_tokens, on_progress=on_progress
+            self.student,
+            prompts,
+            trie,
+            top=top,
+            max_prompt_tokens=self.card.max_prompt_tokens,
+            on_progress=on_progress,
         )
 
 

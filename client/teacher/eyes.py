@@ -1,13 +1,13 @@
-"""What a teacher sees: frozen encoders turn photo, note and slides into vectors.
+"""A teacher's eyes: frozen encoders that turn images and notes into vectors.
 
-Encoders never learn from a patient, so each patient is encoded once a run and the vectors stay in memory:
-the five teachers of cross-fitting then cost seconds. An eye that a patient does not bring is a row of zeros
-whose ``present`` flag is false.
+They are pretrained elsewhere and never learn from a patient. Both work in batches of a given size, which
+bounds their memory, and leave nothing out: an image is decoded when its batch comes, a note that is longer
+than a model's window is read window by window.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -21,34 +21,9 @@ from timm.data import resolve_model_data_config
 from torch import Tensor
 from transformers import AutoModel, AutoTokenizer
 
-from client.patients.ages import DAYS_PER_YEAR, OLDEST_YEARS, read_duration, read_gestation
-from client.patients.notes import ModelView
-from client.patients.records import SEXES
-from common.tracks import Eye
+from client.patients.photos import ImageRef
 
-Images: TypeAlias = Iterable[NDArray[np.uint8]]
 Vectors: TypeAlias = NDArray[np.float32]
-
-ALL_EYES = frozenset(Eye)
-# Sex one-hot, age on a logarithmic scale, and whether the age is known.
-PERSON_WIDTH = len(SEXES) + 2
-# Years at the middle of the span that HPO gives an onset class.
-ONSET_YEARS: Mapping[str, float] = {
-    "HP:0003577": 0.0,
-    "HP:0003623": 0.04,
-    "HP:0003593": 0.5,
-    "HP:0011463": 3.0,
-    "HP:0003621": 10.0,
-    "HP:0410280": 8.0,
-    "HP:0025708": 17.5,
-    "HP:0025709": 22.0,
-    "HP:0011462": 28.0,
-    "HP:0025710": 32.5,
-    "HP:0003581": 40.0,
-    "HP:0003596": 50.0,
-    "HP:0003584": 70.0,
-}
-ANTENATAL = frozenset({"HP:0030674", "HP:0011460", "HP:0011461", "HP:0034197", "HP:0034198", "HP:0034199"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +31,7 @@ class ImageEncoder:
     """A frozen ``timm`` network: images in, one vector an image out.
 
     Attributes:
-        encode: The network without its classifier: float (images, 3, height, width) -> (images, width).
+        network: The network without its classifier: float (images, 3, height, width) -> (images, width).
         width: Length of a vector.
         size: Height and width that images are resized to, pixels.
         mean: Subtracted from each color channel, for values in 0..1.
@@ -64,7 +39,7 @@ class ImageEncoder:
         batch_size: Images encoded at once; bounds the memory.
     """
 
-    encode: Callable[[Tensor], Tensor]
+    network: Any
     width: int
     size: tuple[int, int]
     mean: tuple[float, ...]
@@ -81,88 +56,25 @@ class NoteEncoder:
     cases a teacher that reads hidden states alone reaches top-1 0.24, embeddings alone 0.82, both 0.81.
 
     Attributes:
-        model: Any encoder, or the trunk of a causal model.
+        network: Any encoder, or the trunk of a causal model.
         tokenizer: Its tokenizer.
         width: Length of a vector.
         window: Longest run of tokens the model reads at once; a longer note is read window by window.
         batch_size: Windows encoded at once; bounds the memory.
     """
 
-    model: Any
+    network: Any
     tokenizer: Any
     width: int
     window: int
     batch_size: int
 
 
-@dataclass(frozen=True, kw_only=True)
-class Encoders:
-    """A site's encoders; an eye without one is closed, for whatever patients bring."""
-
-    photo: ImageEncoder | None = None
-    note: NoteEncoder | None = None
-    slide: ImageEncoder | None = None
-
-    def __post_init__(self) -> None:
-        if self.photo is None and self.note is None and self.slide is None:
-            raise ValueError("Expected an encoder for at least one of photo, note and slide, got none")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sight:
-    """What the eyes saw of some patients, once a run.
-
-    Attributes:
-        patient_ids: One a row; each patient once.
-        vectors: By open eye, (patients, width); a row of zeros where the eye is missing.
-        present: By open eye, (patients,); whether the patient brings it.
-    """
-
-    patient_ids: tuple[str, ...]
-    vectors: Mapping[Eye, Vectors]
-    present: Mapping[Eye, NDArray[np.bool_]]
-
-    def __post_init__(self) -> None:
-        count = len(self.patient_ids)
-        if len(set(self.patient_ids)) < count:
-            raise ValueError(f"Expected every patient once, got {count - len(set(self.patient_ids))} again")
-        if not self.vectors or self.vectors.keys() != self.present.keys():
-            raise ValueError("Expected the same eyes, one at least, in vectors and present")
-        for eye, vectors in self.vectors.items():
-            if vectors.ndim != 2 or len(vectors) != count or self.present[eye].shape != (count,):
-                raise ValueError(f"Expected a row of {eye} for each of {count} patients")
-            if not np.isfinite(vectors).all():
-                raise ValueError(f"Expected finite vectors of {eye}, got others")
-
-    def rows(self, indices: NDArray[np.int64]) -> Sight:
-        """The patients of these rows, in this order."""
-        return Sight(
-            patient_ids=tuple(self.patient_ids[index] for index in indices),
-            vectors={eye: vectors[indices] for eye, vectors in self.vectors.items()},
-            present={eye: present[indices] for eye, present in self.present.items()},
-        )
-
-    def bringing(self, eyes: Collection[Eye] = ALL_EYES) -> Sight:
-        """The patients who bring at least one of ``eyes``; who is left out is the difference in ids."""
-        return self.rows(np.flatnonzero(seen_by(self, eyes)).astype(np.int64))
-
-
-def seen_by(sight: Sight, eyes: Collection[Eye]) -> NDArray[np.bool_]:
-    """Whether each patient brings at least one of ``eyes``, (patients,)."""
-    seen = np.zeros(len(sight.patient_ids), dtype=np.bool_)
-    for eye, present in sight.present.items():
-        if eye in eyes:
-            seen |= present
-    return seen
-
-
-def load_image_encoder(
-    source: str, *, checkpoint: Path | None = None, batch_size: int = 64
-) -> ImageEncoder:
+def load_image_encoder(source: str, *, checkpoint: Path | None = None, batch_size: int = 64) -> ImageEncoder:
     """Load a photo or slide encoder with its pretrained weights, without its classifier.
 
     Args:
-        source: A model name of ``timm``, or a local folder in its format (``config.json`` beside the weights).
+        source: A model name of ``timm``, or a local folder in its format (``config.json``, weights).
         checkpoint: A weights file for that name; a classifier inside it is left out.
         batch_size: Images encoded at once.
 
@@ -179,12 +91,17 @@ def load_image_encoder(
         num_classes=0,
         pretrained_cfg_overlay=None if checkpoint is None else {"file": str(checkpoint)},
     )
-    config = resolve_model_data_config(model)
     # Evaluation mode also holds the statistics of batch normalization still: patients never mix.
+    network = model.eval().requires_grad_(requires_grad=False)
+    config = resolve_model_data_config(model)
+    size = (int(config["input_size"][1]), int(config["input_size"][2]))
+    with torch.inference_mode():
+        # Asked of the network itself: what timm calls num_features stands before some networks' last layer.
+        width = int(network(torch.zeros(1, 3, *size)).shape[1])
     return ImageEncoder(
-        encode=model.eval().requires_grad_(requires_grad=False),
-        width=int(model.num_features),
-        size=(int(config["input_size"][1]), int(config["input_size"][2])),
+        network=network,
+        width=width,
+        size=size,
         mean=tuple(config["mean"]),
         std=tuple(config["std"]),
         batch_size=batch_size,
@@ -194,46 +111,113 @@ def load_image_encoder(
 def load_note_encoder(source: str, *, window: int = 512, batch_size: int = 16) -> NoteEncoder:
     """Load a note encoder by its name or folder in ``transformers``, of any architecture.
 
-    Of an encoder-decoder the encoder is kept, of a causal model the trunk. ``window`` is cut to what the
-    model's positions allow.
+    Of an encoder-decoder the encoder is kept, of a causal model the trunk. ``window`` is cut to what model
+    and tokenizer allow.
     """
     _require_positive("window", window)
     _require_positive("batch_size", batch_size)
     model: Any = AutoModel.from_pretrained(source, dtype=torch.float32)
     if model.config.is_encoder_decoder:
         model = model.get_encoder()
+    tokenizer = AutoTokenizer.from_pretrained(source)
     positions = getattr(model.config, "max_position_embeddings", None) or window
-    width = 2 * int(model.get_input_embeddings().embedding_dim) + PERSON_WIDTH
     return NoteEncoder(
-        model=model.eval().requires_grad_(requires_grad=False),
-        tokenizer=AutoTokenizer.from_pretrained(source),
-        width=width,
-        window=min(window, int(positions)),
+        network=model.eval().requires_grad_(requires_grad=False),
+        tokenizer=tokenizer,
+        width=int(model.config.hidden_size) + int(model.get_input_embeddings().embedding_dim),
+        window=min(window, int(positions), int(tokenizer.model_max_length)),
         batch_size=batch_size,
     )
 
 
-def encode_patients(views: Mapping[str, ModelView], encoders: Encoders) -> Sight:
-    """Look at each patient once; ``views`` by patient id.
+def encode_images(encoder: ImageEncoder, images: Sequence[Sequence[ImageRef]]) -> Vectors:
+    """The mean vector of each patient's images, (patients, width); zeros for a patient without any.
 
-    Guarantee: a patient's vectors depend on that patient's view alone.
-
-    Sex and age go with the note, as numbers beside its vector: written as words in front of it they would be
-    a few tokens among hundreds in the mean.
+    Files are decoded batch by batch, so that a patient may bring thousands of tiles.
     """
-    ids, everyone = tuple(views), list(views.values())
-    vectors: dict[Eye, Vectors] = {}
-    if encoders.photo is not None:
-        vectors[Eye.PHOTO] = encode_images(
-            encoders.photo, [[] if view.photo is None else [view.photo] for view in everyone]
+    owners = [row for row, brought in enumerate(images) for _ in brought]
+    everything = [image for brought in images for image in brought]
+    sums = np.zeros((len(images), encoder.width), dtype=np.float64)
+    for start in range(0, len(everything), encoder.batch_size):
+        part = slice(start, start + encoder.batch_size)
+        pixels = torch.from_numpy(
+            np.stack([_resized(image.pixels(), encoder.size) for image in everything[part]])
         )
-    if encoders.note is not None:
-        vectors[Eye.NOTE] = _encode_notes_of(encoders.note, everyone)
-    if encoders.slide is not None:
-        vectors[Eye.SLIDE] = encode_images(encoders.slide, [view.slides for view in everyone])
-    present = {
-        Eye.PHOTO: np.array([view.photo is not None for view in everyone], dtype=np.bool_),
-        Eye.NOTE: np.array([view.note is not None for view in everyone], dtype=np.bool_),
-        Eye.SLIDE: np.array([len(view.slides) > 0 for view in everyone], dtype=np.bool_),
-    }
-    return Sight(patient_ids=ids, vectors=vectors, present={eye: present[eye] for eye in vectors})
+        with torch.inference_mode():
+            found = encoder.network(_normalized(pixels, encoder)).float().numpy()
+        np.add.at(sums, owners[part], found)
+    counts = np.array([len(brought) for brought in images])
+    return (sums / np.maximum(counts, 1)[:, None]).astype(np.float32)
+
+
+def encode_notes(encoder: NoteEncoder, notes: Sequence[str | None]) -> Vectors:
+    """One vector a note, (notes, width); zeros for a note that is missing.
+
+    Guarantee: no token of a long note is left out.
+    """
+    windows = sorted(_windows(encoder, notes), key=lambda window: len(window.ids))
+    sums = np.zeros((len(notes), encoder.width), dtype=np.float64)
+    counts = np.zeros(len(notes), dtype=np.int64)
+    for start in range(0, len(windows), encoder.batch_size):
+        batch = windows[start : start + encoder.batch_size]
+        owners = [window.note for window in batch]
+        np.add.at(sums, owners, _pooled_sums(encoder, batch))
+        np.add.at(counts, owners, [sum(window.is_own) for window in batch])
+    return (sums / np.maximum(counts, 1)[:, None]).astype(np.float32)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Window:
+    """A run of a note's tokens: which note, the token ids, and which of them are the note's own."""
+
+    note: int
+    ids: list[int]
+    is_own: list[bool]
+
+
+def _windows(encoder: NoteEncoder, notes: Sequence[str | None]) -> Iterator[_Window]:
+    for row, note in enumerate(notes):
+        if note is None:
+            continue
+        tokens = encoder.tokenizer(
+            note,
+            truncation=True,
+            max_length=encoder.window,
+            return_overflowing_tokens=True,
+            return_special_tokens_mask=True,
+        )
+        for ids, special in zip(tokens["input_ids"], tokens["special_tokens_mask"], strict=True):
+            yield _Window(note=row, ids=ids, is_own=[not flag for flag in special])
+
+
+def _pooled_sums(encoder: NoteEncoder, batch: Sequence[_Window]) -> NDArray[np.float64]:
+    """Hidden states beside input embeddings, summed over a window's own tokens, (windows, width)."""
+    length = max(len(window.ids) for window in batch)
+    # Padded here, with any id: not every tokenizer has a padding token, and padding is masked everywhere.
+    ids = torch.tensor([window.ids + [0] * (length - len(window.ids)) for window in batch])
+    real = torch.tensor([[1] * len(window.ids) + [0] * (length - len(window.ids)) for window in batch])
+    own = torch.tensor([[*window.is_own, *[False] * (length - len(window.ids))] for window in batch])
+    with torch.inference_mode():
+        hidden = encoder.network(input_ids=ids, attention_mask=real).last_hidden_state
+        embedded = encoder.network.get_input_embeddings()(ids)
+        both = torch.cat([hidden, embedded], dim=-1).double() * own.unsqueeze(-1)
+        return np.asarray(both.sum(dim=1).numpy())
+
+
+def _resized(pixels: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+    if pixels.shape[:2] == size:
+        return pixels
+    height, width = size
+    return np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def _normalized(pixels: Tensor, encoder: ImageEncoder) -> Tensor:
+    """uint8 (images, height, width, 3) -> float (images, 3, height, width)."""
+    scaled = pixels.permute(0, 3, 1, 2).float() / 255
+    mean = torch.tensor(encoder.mean).view(1, 3, 1, 1)
+    return (scaled - mean) / torch.tensor(encoder.std).view(1, 3, 1, 1)
+
+
+def _require_positive(name: str, got: int) -> None:
+    if got < 1:
+        raise ValueError(f"Expected {name} of at least 1, got {got}")

@@ -19,9 +19,7 @@ from common.adapter import (
     AdapterSpec,
     Block,
     ModuleShape,
-    export_peft,
     flatten,
-    import_peft,
     initial_adapter,
     load_adapter,
     save_adapter,
@@ -30,6 +28,7 @@ from common.adapter import (
     unflatten,
 )
 from common.errors import BadFileError, SettingsError, UnsupportedSchemaError
+from common.peft import export_peft, import_peft
 
 # No deadline: another test may hold the processor.
 few = settings(max_examples=25, deadline=None)

@@ -86,6 +86,12 @@ def read_lines_of_text(value: Any) -> frozenset[str]:
     return frozenset(read_line(item) for item in value)
 
 
+def reason_of(error: Exception) -> str:
+    """What an error says, to stand after a place and a colon."""
+    sentence = str(error)
+    return sentence[:1].lower() + sentence[1:]
+
+
 # Cases share most of their findings: one object for each keeps thousands of patients small.
 @lru_cache(maxsize=65_536)
 def share_finding(finding_id: str, label: str, onset: str | None) -> Finding:
@@ -105,7 +111,7 @@ def _read_finding(item: Any, index: int, unread: Collection[str]) -> Finding:
     try:
         return share_finding(parts[0], parts[1], parts[2])
     except ValueError as error:
-        raise ValueError(f"[{index}]: {_lower(str(error))}") from error
+        raise ValueError(f"[{index}]: {reason_of(error)}") from error
 
 
 def _unknown(row: Mapping[str, Any], parsers: Mapping[str, Parser], unread: Collection[str]) -> list[str]:
@@ -117,7 +123,3 @@ def _named(unknown: Collection[str]) -> str:
     # A key that does not look like one may be a patient's name.
     names = sorted(key for key in unknown if _KEY.fullmatch(key))
     return f"unknown keys: {', '.join(names)}" if names else f"{len(unknown)} unknown keys"
-
-
-def _lower(sentence: str) -> str:
-    return sentence[:1].lower() + sentence[1:]

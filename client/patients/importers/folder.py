@@ -46,6 +46,7 @@ from client.patients.importers.fields import (
     read_lines_of_text,
     read_note,
     read_sex,
+    reason_of,
 )
 from client.patients.importers.gather import Found, gather
 from client.patients.importers.lines import read_lines
@@ -130,7 +131,7 @@ def _read_patient(
     try:
         record = _record(row, parsers, key)
     except (ValueError, UnsupportedSchemaError) as error:
-        return Problem(file=PATIENTS_FILE, line=number, reason=str(error))
+        return Problem(file=PATIENTS_FILE, line=number, reason=reason_of(error))
     return Found(record=record, file=PATIENTS_FILE, line=number)
 
 

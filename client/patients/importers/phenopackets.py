@@ -9,17 +9,17 @@ Schema: phenopacket-schema.readthedocs.io, 2.0. A packet of another major versio
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import date
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from google.protobuf import json_format
 from phenopackets.schema.v2 import Individual, Interpretation, Phenopacket, Sex, VitalStatus
 
 from client.patients.ages import age_between, is_age, onset_class
-from client.patients.importers.fields import share_finding
+from client.patients.importers.fields import reason_of, share_finding
 from client.patients.importers.gather import Found, gather
 from client.patients.notes import write_note
 from client.patients.records import (
@@ -35,10 +35,14 @@ from common.canonical import read_object
 from common.errors import SettingsError, UnsupportedSchemaError
 from common.tracks import RARE_DISEASE, AnswerList
 
+T = TypeVar("T")
+
 MAX_FILE_BYTES = 16 * 2**20
 MAJOR_VERSION = 2
 
 _SEXES = {Sex.MALE: "male", Sex.FEMALE: "female", Sex.OTHER_SEX: "other", Sex.UNKNOWN_SEX: "unknown"}
+_DECEASED = {number: number == VitalStatus.DECEASED for number in VitalStatus.Status.values()}
+_SOLVED = {number: number == Interpretation.SOLVED for number in Interpretation.ProgressStatus.values()}
 _VERSION = re.compile(r"([0-9]{1,3})(?:\.[0-9]{1,3}){0,2}")
 _FAILED_FIELD = re.compile(r"Failed to parse (\w+) field")
 _UNKNOWN_KEY = re.compile(r'has no field named "([A-Za-z_][A-Za-z0-9_]{0,39})"')
@@ -96,7 +100,7 @@ def _read_all(folder: Path, rules: PacketRules) -> Iterator[Found | Problem]:
             reason = f"expected {error.expected}" if isinstance(error, SettingsError) else "not UTF-8"
             yield Problem(file=name, reason=reason)
         except (ValueError, UnsupportedSchemaError) as error:
-            yield Problem(file=name, reason=str(error))
+            yield Problem(file=name, reason=reason_of(error))
         except OSError:
             yield Problem(file=name, reason="not readable")
 
@@ -143,10 +147,10 @@ def _record(packet: Any, rules: PacketRules) -> PatientRecord:
     record = PatientRecord(
         patient_id=patient_id,
         case_id=_line(packet.id, "id") if rules.shows_ids else patient_id,
-        sex=_SEXES[packet.subject.sex],
+        sex=_named(_SEXES, packet.subject.sex, "subject.sex"),
         age=_age(packet.subject.time_at_last_encounter, "subject.timeAtLastEncounter", birth, rules.today),
         onset=_disease_onset(packet, disease_id, birth, rules.today),
-        deceased=packet.subject.vital_status.status == VitalStatus.DECEASED,
+        deceased=_named(_DECEASED, packet.subject.vital_status.status, "subject.vitalStatus"),
         observed=observed,
         excluded=_findings(features, birth, rules.today, excluded=True),
         label={} if disease_id is None else {RARE_DISEASE.name: disease_id},
@@ -154,6 +158,13 @@ def _record(packet: Any, rules: PacketRules) -> PatientRecord:
         group=_publication(packet),
     )
     return replace(record, note=write_note(record))
+
+
+def _named(meanings: Mapping[int, T], number: int, place: str) -> T:
+    # Enums of protobuf are open: the parser lets any number through.
+    if number not in meanings:
+        raise ValueError(f"{place}: not what the schema expects")
+    return meanings[number]
 
 
 def _source_id(packet: Any, identity: Literal["subject", "packet"]) -> str:
@@ -191,7 +202,7 @@ def _finding(feature: Any, place: str, birth: date | None, today: date) -> Findi
     try:
         return share_finding(feature.type.id, feature.type.label, onset)
     except ValueError as error:
-        raise ValueError(f"{place}: {error}") from error
+        raise ValueError(f"{place}: {reason_of(error)}") from error
 
 
 def _age(element: Any, place: str, birth: date | None, today: date) -> str | None:
@@ -202,11 +213,9 @@ def _age(element: Any, place: str, birth: date | None, today: date) -> str | Non
     try:
         age = _age_of_kind(element, kind, birth, today)
     except ValueError as error:
-        raise ValueError(f"{place}: {error}") from error
+        raise ValueError(f"{place}: {reason_of(error)}") from error
     if not is_age(age):
-        raise ValueError(
-            f"{place}: expected an ISO 8601 duration of at most 130 years, or weeks of gestation"
-        )
+        raise ValueError(f"{place}: expected a duration of at most 130 years, or weeks of gestation")
     return age
 
 
@@ -233,7 +242,7 @@ def _diagnosis(packet: Any, answers: AnswerList | None) -> str | None:
     ids |= {
         interpretation.diagnosis.disease.id
         for interpretation in packet.interpretations
-        if interpretation.progress_status == Interpretation.SOLVED
+        if _named(_SOLVED, interpretation.progress_status, "interpretations.progressStatus")
         and interpretation.diagnosis.HasField("disease")
     }
     if len(ids) > 1:

@@ -1,6 +1,9 @@
 """The real data beside the repository, where it is."""
 
+import gzip
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,3 +23,10 @@ def data_root() -> Path:
 @pytest.fixture(scope="session")
 def real_set(data_root: Path) -> PatientSet:
     return read_cases(data_root / "phenopackets" / "cases.jsonl.gz", key=bytes(range(32)))
+
+
+@pytest.fixture(scope="session")
+def real_rows(data_root: Path) -> list[dict[str, Any]]:
+    """The lines behind the records, in the same order."""
+    with gzip.open(data_root / "phenopackets" / "cases.jsonl.gz", "rt", encoding="utf-8") as file:
+        return [json.loads(line) for line in file]

@@ -1,7 +1,7 @@
 from datetime import date, timedelta
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from client.patients.ages import (
@@ -64,6 +64,7 @@ def test_free_text_is_no_age_an_onset_class_included(text: str) -> None:
     assert not is_age(text)
 
 
+@settings(deadline=None)
 @given(text=st.text(max_size=12))
 def test_any_text_is_an_age_or_is_not(text: str) -> None:
     assert is_age(text) in (True, False)
@@ -105,6 +106,7 @@ def test_an_unknown_onset_class_is_refused() -> None:
         onset_class("HP:0000316")
 
 
+@settings(deadline=None)
 @given(age=ages)
 def test_every_age_has_a_phrase_and_a_place_in_the_order(age: str) -> None:
     assert is_age(age)
@@ -144,6 +146,7 @@ def test_a_patient_seen_before_birth_is_refused() -> None:
         age_between(date(2020, 1, 2), date(2020, 1, 1))
 
 
+@settings(deadline=None)
 @given(birth=st.dates(date(1900, 1, 1), date(2020, 1, 1)), days=st.integers(0, 40_000))
 def test_the_age_between_dates_is_within_a_month_of_the_days_passed(birth: date, days: int) -> None:
     duration = read_duration(age_between(birth, birth + timedelta(days=days)))

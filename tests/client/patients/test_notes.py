@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from client.patients.ages import ONSET_LABELS, onset_class
@@ -150,6 +150,7 @@ findings = st.lists(
 ).map(tuple)
 
 
+@settings(deadline=None)
 @given(
     observed=findings,
     excluded=findings,

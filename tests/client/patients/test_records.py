@@ -2,7 +2,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from client.patients.records import (
@@ -84,6 +84,7 @@ def test_pseudonyms_are_hmac_sha256_of_rfc4231() -> None:
     assert pseudonym(b"\x0b" * 20, "Hi There") == expected
 
 
+@settings(deadline=None)
 @given(source=st.text(min_size=1).filter(lambda text: text.isprintable()))
 def test_without_the_key_a_pseudonym_cannot_be_tried_two_sites_give_two(source: str) -> None:
     assert pseudonym(bytes(16), source) != pseudonym(bytes(15) + b"\x01", source)
@@ -110,6 +111,7 @@ records = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(choices=records)
 def test_every_patient_is_kept_or_left_out_and_in_one_of_them_only(
     choices: list[tuple[frozenset[str], bool]],

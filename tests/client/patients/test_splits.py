@@ -4,7 +4,7 @@ from itertools import chain
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from client.patients.records import PatientRecord, PatientSet
@@ -41,6 +41,7 @@ seeds = st.integers(0, 2**63 - 1)
 
 
 @pytest.mark.parametrize("split", SPLITS)
+@settings(deadline=None)
 @given(records=patients, fractions=shares, seed=seeds)
 def test_parts_are_disjoint_and_together_whole(
     split: Split, records: list[PatientRecord], fractions: dict[str, float], seed: int
@@ -51,6 +52,7 @@ def test_parts_are_disjoint_and_together_whole(
 
 
 @pytest.mark.parametrize("split", SPLITS)
+@settings(deadline=None)
 @given(records=patients, fractions=shares, seed=seeds, shuffle=st.randoms(use_true_random=False))
 def test_the_order_of_the_input_is_irrelevant_and_the_same_seed_gives_the_same_split(
     split: Split, records: list[PatientRecord], fractions: dict[str, float], seed: int, shuffle: Any
@@ -67,6 +69,7 @@ def test_another_seed_gives_another_split(split: Split) -> None:
     assert len(seen) == 20
 
 
+@settings(deadline=None)
 @given(records=patients, fractions=shares, seed=seeds)
 def test_no_group_is_on_two_sides(
     records: list[PatientRecord], fractions: dict[str, float], seed: int
@@ -76,6 +79,7 @@ def test_no_group_is_on_two_sides(
     assert sum(map(len, sides)) == len(set().union(*sides))
 
 
+@settings(deadline=None)
 @given(records=patients, fractions=shares, seed=seeds)
 def test_a_label_of_two_or_more_patients_has_one_in_the_part_named_first(
     records: list[PatientRecord], fractions: dict[str, float], seed: int
@@ -86,6 +90,7 @@ def test_a_label_of_two_or_more_patients_has_one_in_the_part_named_first(
     assert {label for label, count in counts.items() if count >= 2} <= first
 
 
+@settings(deadline=None)
 @given(records=patients, seed=seeds)
 def test_labels_are_spread_and_sizes_come_out_right(records: list[PatientRecord], seed: int) -> None:
     parts = split_by_patient(records, FRACTIONS, seed)
@@ -122,6 +127,7 @@ def test_a_group_named_like_a_pseudonym_is_another_group() -> None:
     assert 1 in alone
 
 
+@settings(deadline=None)
 @given(records=patients, k=st.integers(2, 6), seed=seeds)
 def test_folds_are_even_and_a_label_is_spread_as_evenly_as_its_number_allows(
     records: list[PatientRecord], k: int, seed: int
@@ -138,6 +144,7 @@ def test_folds_are_even_and_a_label_is_spread_as_evenly_as_its_number_allows(
         assert max(here.values()) - min(here[fold] for fold in range(k)) <= 1
 
 
+@settings(deadline=None)
 @given(records=patients, seed=seeds)
 def test_folds_do_not_depend_on_the_order_of_the_input(records: list[PatientRecord], seed: int) -> None:
     if len(records) >= 2:

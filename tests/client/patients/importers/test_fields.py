@@ -1,7 +1,7 @@
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from client.patients.importers.fields import (
@@ -30,6 +30,7 @@ json_values = st.recursive(
 
 
 @pytest.mark.parametrize("parser", PARSERS)
+@settings(deadline=None)
 @given(value=json_values)
 def test_any_value_is_read_or_refused_by_a_value_error(parser: Any, value: Any) -> None:
     try:

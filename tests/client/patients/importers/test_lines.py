@@ -3,7 +3,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from client.patients.importers.lines import MAX_LINE_BYTES, read_lines
@@ -14,12 +14,14 @@ def read(data: bytes) -> list[tuple[int, dict[str, Any]] | Problem]:
     return list(read_lines(io.BytesIO(data), "f.jsonl"))
 
 
+@settings(deadline=None, max_examples=40)
 @given(rows=st.lists(st.dictionaries(st.text(), st.one_of(st.integers(), st.text(), st.none())), max_size=5))
 def test_each_line_is_read_with_its_number(rows: list[dict[str, Any]]) -> None:
     data = "\n".join(json.dumps(row) for row in rows).encode()
     assert read(data) == list(enumerate(rows, start=1))
 
 
+@settings(deadline=None)
 @given(data=st.binary(max_size=200))
 def test_any_bytes_give_objects_and_problems(data: bytes) -> None:
     lines = [line for line in data.removeprefix(b"\xef\xbb\xbf").split(b"\n") if line.strip()]

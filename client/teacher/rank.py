@@ -1,0 +1,152 @@
+"""A teacher's opinion: every answer of a track, ranked for every patient.
+
+Pairs come from cross-fitting: each training patient is ranked by a teacher that did not train on him, else
+his ranking would only repeat his label.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from client.patients.records import PatientRecord
+from client.patients.splits import folds
+from client.teacher.fit import Teacher, TeacherRecipe, fit_teacher
+from client.teacher.sight import ALL_EYES, Sight, seen_by
+from common.plan import TeacherPlan
+from common.tracks import AnswerList, Eye
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Ranking:
+    """All answers of a track for one patient, best first.
+
+    Attributes:
+        patient_id: Whose.
+        answer_ids: Every answer of the plan once.
+        scores: Log-probabilities in the same order, float32 (answers,).
+        teacher_digest: Of the teacher that ranked.
+    """
+
+    patient_id: str
+    answer_ids: tuple[str, ...]
+    scores: NDArray[np.float32]
+    teacher_digest: str = ""
+
+    def __post_init__(self) -> None:
+        count = len(self.answer_ids)
+        if count == 0 or len(set(self.answer_ids)) < count or self.scores.shape != (count,):
+            raise ValueError(f"Expected every answer once with a score, got {count} and {self.scores.shape}")
+        if not np.isfinite(self.scores).all() or (np.diff(self.scores) > 0).any():
+            raise ValueError("Expected finite scores, best first, got others")
+
+
+def rank_patients(
+    teacher: Teacher, sight: Sight, track: str, *, eyes: Collection[Eye] = ALL_EYES
+) -> list[Ranking]:
+    """Rank all answers of ``track`` for each patient, in the order of ``sight``, looking with ``eyes`` alone.
+
+    Guarantee: an eye that is not among ``eyes`` has no influence.
+
+    Raises:
+        ValueError: The teacher has no such track or other eyes than ``sight``, or a patient brings none of
+            ``eyes``.
+    """
+    if track not in teacher.answers:
+        raise ValueError(f"Expected a track among {', '.join(teacher.answers)}, got {track}")
+    if set(teacher.trunk.eyes) != set(sight.vectors):
+        raise ValueError(
+            f"Expected vectors of {', '.join(teacher.trunk.eyes)}, got {', '.join(sorted(sight.vectors))}"
+        )
+    blind = int((~seen_by(sight, eyes)).sum())
+    if blind:
+        raise ValueError(
+            f"Expected every patient to bring one of {', '.join(sorted(eyes))}, {blind} bring none"
+        )
+    scores = _log_probabilities(teacher, sight, track, eyes)
+    orders = np.argsort(-scores, axis=1, kind="stable")
+    ids, digest = teacher.answers[track].ids, teacher.digest()
+    return [
+        Ranking(
+            patient_id=patient_id,
+            answer_ids=tuple(ids[index] for index in order),
+            scores=row[order],
+            teacher_digest=digest,
+        )
+        for patient_id, row, order in zip(sight.patient_ids, scores, orders, strict=True)
+    ]
+
+
+def cross_fit(
+    records: Sequence[PatientRecord],
+    sight: Sight,
+    *,
+    track: str,
+    answers: Mapping[str, AnswerList],
+    plan: TeacherPlan,
+    seed: int,
+    recipe: TeacherRecipe | None = None,
+) -> list[Ranking]:
+    """Rank each patient who has a label of ``track``, in the order of ``records``.
+
+    Guarantee: no patient is ranked by a teacher that trained on him, nor by one that was stopped by him.
+
+    Args:
+        records: Training patients, as in ``fit_teacher``; those without a label of ``track`` teach, unranked.
+        sight: What was seen of them.
+        track: Whose answers are ranked.
+        answers: Answer list by track; the teachers learn all tracks.
+        plan: Number of folds, modality dropout.
+        seed: Decides folds and teachers.
+        recipe: Training's sizes and rates.
+    """
+    if track not in answers:
+        raise ValueError(f"Expected a track among {', '.join(answers)}, got {track}")
+    fold_by_id = folds(records, plan.folds, seed)
+    row_by_id = {patient_id: row for row, patient_id in enumerate(sight.patient_ids)}
+    ranked: dict[str, Ranking] = {}
+    for fold in range(plan.folds):
+        held_out = [
+            record for record in records if fold_by_id[record.patient_id] == fold and track in record.label
+        ]
+        if not held_out:
+            continue
+        taught = [record for record in records if fold_by_id[record.patient_id] != fold]
+        fold_seed = int(
+            np.random.SeedSequence(entropy=seed, spawn_key=(fold,)).generate_state(1, np.uint64)[0]
+        )
+        teacher = fit_teacher(taught, sight, answers=answers, plan=plan, seed=fold_seed, recipe=recipe)
+        rows = np.array([row_by_id[record.patient_id] for record in held_out], dtype=np.int64)
+        for ranking in rank_held_out(teacher, sight.rows(rows), track):
+            ranked[ranking.patient_id] = ranking
+    return [ranked[record.patient_id] for record in records if track in record.label]
+
+
+def rank_held_out(teacher: Teacher, sight: Sight, track: str) -> list[Ranking]:
+    """Rank patients for pairs; ValueError if the teacher had to do with any of them."""
+    known = sum(patient_id in teacher.trained_on for patient_id in sight.patient_ids)
+    if known:
+        raise ValueError(f"Expected patients the teacher did not train on, got {known} on whom it did")
+    return rank_patients(teacher, sight, track)
+
+
+def teachers_digest(rankings: Iterable[Ranking]) -> str:
+    """One digest for all teachers of these rankings: SHA-256 of theirs, sorted."""
+    digests = sorted({ranking.teacher_digest for ranking in rankings})
+    return hashlib.sha256("\n".join(digests).encode()).hexdigest()
+
+
+def _log_probabilities(
+    teacher: Teacher, sight: Sight, track: str, eyes: Collection[Eye]
+) -> NDArray[np.float32]:
+    vectors = {
+        eye: teacher.trunk.standardized(eye, torch.from_numpy(each)) for eye, each in sight.vectors.items()
+    }
+    present = {eye: torch.from_numpy(brought & (eye in eyes)) for eye, brought in sight.present.items()}
+    with torch.inference_mode():
+        return np.asarray(torch.log_softmax(teacher.trunk(vectors, present)[track], dim=1).numpy())

@@ -1,0 +1,28 @@
+"""Tests of the terminal's table."""
+
+import io
+from typing import Any
+
+from rich.console import Console
+
+from simulations.table import print_results
+
+
+def test_table_shows_every_test_and_says_how_patients_were_protected(sample_run: Any) -> None:
+    written = io.StringIO()
+    print_results(sample_run.result.as_dict(), Console(file=written, width=130))
+    text = written.getvalue()
+    assert "rare_disease: 40 test patients, 4 answers" in text
+    assert "patients from new publications" in text
+    assert "top-1 on each site's own answers" in text
+    assert "The federated student names the right answer first for 70 of 100" in text
+    assert "Aggregation mode: clear. Privacy: none." in text
+    for label in ("Base model, untrained", "site-c alone", "One site alone, mean", "Federated student"):
+        assert label in text
+
+
+def test_no_line_is_wider_than_a_common_terminal(sample_run: Any) -> None:
+    written = io.StringIO()
+    print_results(sample_run.result.as_dict(), Console(file=written, width=100))
+    assert max(map(len, written.getvalue().splitlines())) <= 100
+    assert "…" not in written.getvalue()
