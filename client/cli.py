@@ -27,8 +27,8 @@ from common.tracks import TRACKS, Modality
 
 OK, UNUSABLE, USAGE, REFUSED = 0, 1, 2, 3
 DEFAULT_TOP = 10
-# Notes a student gets at a time: enough to fill a batch, few enough to show progress.
-NOTES_AT_A_TIME = 32
+# Notes a student gets at a time: enough to sort notes of like length together, few enough to show progress.
+NOTES_AT_A_TIME = 128
 CHECK_SCHEMA = 1
 
 _PREDICT = """\

@@ -243,7 +243,9 @@ class SiteWorker:
         self._student.load(task.adapter)
         kept = eligible(self._patients.test, self._plan.purpose).kept
         prompts = site_prompts(kept, self._patients.notes, self._track.track)
-        trie = self._student.answer_trie(self._track.definition.header, self._answers)
+        trie = self._student.answer_trie(
+            self._track.definition.header, self._answers, lists=self._track.preferences.chosen_length > 1
+        )
         tested = [record for record in kept if record.patient_id in prompts]
         ranked = rank_cases(
             self._student,

@@ -265,7 +265,6 @@ FACIAL_TERMS: Mapping[str, Mapping[str, float]] = MappingProxyType({
     "HP:0000414": {"tip_width": 4.0, "tip_relief": 2.4},  # Bulbous nose
     "HP:0000455": {"tip_width": 3.8},  # Broad nasal tip
     "HP:0005274": {"tip_relief": 5.0, "tip_width": 2.4},  # Prominent nasal tip
-    "HP:0005278": {"tip_width": -4.4, "tip_relief": -1.5},  # Hypoplastic nasal tip
     "HP:0000437": {"tip_drop": 4.4},  # Depressed nasal tip
     "HP:0000447": {"tip_width": 3.6, "wing_width": 2.2, "bridge_width": -2.0},  # Pear-shaped nose
     "HP:0000445": {"wing_width": 3.6, "bridge_width": 2.2},  # Wide nose

@@ -23,10 +23,12 @@ from client.patients.notes import write_note
 from client.patients.records import Finding, PatientRecord
 from common.canonical import canonical_json, plain
 from common.errors import BadFileError
+from simulations.syndromes import Casebook
 
 UNSTATED_FREQUENCY = 0.45
 """Taken where an annotation names a finding without saying how often: between occasional and frequent."""
 FEWEST_FINDINGS = 3
+SENTENCES_A_SYNDROME = 40
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,6 +134,25 @@ def _frequencies(
     return {i: f for i, f in sorted(found.items()) if i in labels and i not in hidden}
 
 
+def from_syndromes(casebook: Casebook, *, seed: int) -> PublicText:
+    """Public text of the synthetic syndromes: their descriptions, in prose.
+
+    Notes are not drawn from them: what findings stand together in a patient is for the sites to learn.
+    """
+    rng = np.random.default_rng([seed, 3])
+    sentences = [syndrome.description() for syndrome in casebook.syndromes]
+    for syndrome in casebook.syndromes:
+        sentences += syndrome.public_sentences(rng, SENTENCES_A_SYNDROME)
+    labels = {t.finding.id: t.finding.label for s in casebook.syndromes for t in s.findings}
+    return PublicText(
+        labels=labels,
+        parents={},
+        sentences=tuple(dict.fromkeys(sentences)),
+        names=tuple(syndrome.name for syndrome in casebook.syndromes),
+        diseases=(),
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class NoteStyle:
     """How notes are drawn from a disease; shares and means are rough reads of published case tables.
@@ -160,14 +181,15 @@ class PublicNotes:
 
     def __init__(self, text: PublicText, rng: np.random.Generator, style: NoteStyle | None = None) -> None:
         self._text, self._rng, self._style = text, rng, style or NoteStyle()
-        self._known = sorted(text.mentions.elements())
+        # Text without diseases still has words: its notes are of findings that mean nothing together.
+        self._known = sorted(text.mentions.elements()) or sorted(text.labels)
         self._planned = [disease for disease in text.diseases if disease.planned]
         self._others = [disease for disease in text.diseases if not disease.planned]
 
     def draw(self) -> tuple[str, str]:
-        """A note and the name of the disease behind it; half of them of the plan's answers, where both exist."""
+        """A note and its disease's name, half the time one of the plan's; no name without diseases."""
         from_plan = self._planned and (not self._others or self._rng.random() < 0.5)
-        pool = self._planned if from_plan else self._others
+        pool = (self._planned if from_plan else self._others) or [self._anything()]
         disease = pool[int(self._rng.integers(len(pool)))]
         observed = self._observed(disease)
         excluded = self._excluded(disease, observed)
@@ -181,6 +203,11 @@ class PublicNotes:
             excluded=self._findings(excluded),
         )
         return write_note(record), disease.name
+
+    def _anything(self) -> PublicDisease:
+        """No disease: any findings, none likelier than another."""
+        share = min(1.0, 2 * self._style.typical / len(self._known))
+        return PublicDisease(name="", frequencies=dict.fromkeys(self._known, share), planned=False)
 
     def _observed(self, disease: PublicDisease) -> list[str]:
         ids = list(disease.frequencies)

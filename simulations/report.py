@@ -22,6 +22,7 @@ from common.calibration import ReliabilityBins
 from common.ids import SiteId
 from common.plan import RunPlan, TrackPlan
 from common.tracks import AnswerList
+from server.rounds import RoundReport
 from simulations.plots import Curve, draw_curves, draw_reliability, reliability_points
 from simulations.results import AGGREGATION_MODE, NO_PRIVACY
 from simulations.standings import (
@@ -58,38 +59,19 @@ class SiteHolding:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RoundPoint:
-    """What one round did.
-
-    Attributes:
-        round_id: 1 for the first.
-        block: That was trained in it.
-        mean_delta_norm: L2 norm of the sites' mean delta.
-        seconds: It took.
-        bytes_up: Bytes that all sites sent together.
-    """
-
-    round_id: int
-    block: Block
-    mean_delta_norm: float
-    seconds: float
-    bytes_up: int
-
-
-@dataclass(frozen=True, kw_only=True)
 class TrackPicture:
     """What a report shows of a track beyond its results.
 
     Attributes:
         answers: The plan's.
         holdings: What each site trains with.
-        rounds: Of the federated student, in order.
+        rounds: Of the federated student, in order: the history of its `TrackState`.
         bins: Reliability on the union test, by the method's name in the results.
     """
 
     answers: AnswerList
     holdings: Sequence[SiteHolding]
-    rounds: Sequence[RoundPoint]
+    rounds: Sequence[RoundReport]
     bins: Mapping[str, ReliabilityBins]
 
 
@@ -219,7 +201,7 @@ def _shade(number: int, largest: int) -> float:
     return 0.15 + 0.85 * math.log1p(number) / math.log1p(largest) if number else 0.0
 
 
-def _drawings(rounds: Sequence[RoundPoint]) -> list[dict[str, str]]:
+def _drawings(rounds: Sequence[RoundReport]) -> list[dict[str, str]]:
     """Return the three drawings of the training, each with what it says in words."""
     if not rounds:
         return []
@@ -244,7 +226,7 @@ def _drawings(rounds: Sequence[RoundPoint]) -> list[dict[str, str]]:
     ]
 
 
-def _by_block(rounds: Sequence[RoundPoint], value: Callable[[RoundPoint], float]) -> list[Curve]:
+def _by_block(rounds: Sequence[RoundReport], value: Callable[[RoundReport], float]) -> list[Curve]:
     """Return one curve a block: the two differ in size, and take turns in mode rolora."""
     found = {block: [point for point in rounds if point.block is block] for block in (Block.B, Block.A)}
     return [

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -20,6 +20,7 @@ from common.atomic import write_atomically
 from common.canonical import read_object
 from common.checks import require_schema
 from common.ids import SiteId
+from server.rounds import RoundReport
 from simulations.scores import Scores
 
 RESULTS_SCHEMA = 1
@@ -120,7 +121,7 @@ class AggregationResult:
         rounds: Rounds that released an aggregate.
         dropped: Contributions that were asked for and did not come.
         retried: Rounds that were run again after they failed.
-        bytes_up_per_site: Bytes that a site sent in the whole run; the largest of the sites.
+        bytes_up_per_site: Bytes that a site sent in the whole run: the mean over the sites in each sum.
         seconds: Of all rounds together.
     """
 
@@ -129,6 +130,17 @@ class AggregationResult:
     retried: int
     bytes_up_per_site: int
     seconds: float
+
+    @classmethod
+    def of(cls, history: Sequence[RoundReport], *, retried: int) -> AggregationResult:
+        """Return the costs of closed rounds, of all tracks together."""
+        return cls(
+            rounds=len(history),
+            dropped=sum(len(report.dropouts) for report in history),
+            retried=retried,
+            bytes_up_per_site=round(sum(report.bytes_up / len(report.survivors) for report in history)),
+            seconds=sum(report.seconds for report in history),
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """The block as ``results.json`` holds it; it names the mode."""

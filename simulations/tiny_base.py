@@ -138,12 +138,12 @@ def _tokenizer_text(text: PublicText) -> Iterator[str]:
     """Phrases, each as often as it should weigh."""
     for identifier, label in sorted(text.labels.items()):
         inside = label[0].lower() + label[1:] if label[1:2].islower() else label
-        for _ in range(min(60, 1 + text.mentions[identifier])):
+        for _ in range(min(60, 5 + text.mentions[identifier])):
             yield f", {inside}"
         yield inside
-    planned = {disease.name for disease in text.diseases if disease.planned}
+    others = {disease.name for disease in text.diseases if not disease.planned}
     for name in text.names:
-        for _ in range(20 if name in planned else 2):
+        for _ in range(2 if name in others else 20):
             yield name
     # A tenth of the sentences: enough for the words between, without pushing rarer findings out.
     yield from text.sentences[::10]
@@ -198,7 +198,9 @@ def pretrain(
 def _batches(
     text: PublicText, tokenizer: PreTrainedTokenizerFast, recipe: BaseRecipe, rng: np.random.Generator
 ) -> Iterator[list[PatientPairs]]:
-    """Endless batches, each of notes or of sentences, of like length inside."""
+    """Endless batches of notes or of sentences, of like length inside; without diseases sentences only."""
+    while not text.diseases:
+        yield _sentence_batch(text, tokenizer, recipe, rng)
     notes = PublicNotes(text, rng)
     while True:
         drawn = [notes.draw() for _ in range(recipe.batch * BATCHES_AHEAD)]

@@ -132,9 +132,21 @@ class Student:
         """Token ids of an answer, its end-of-sequence token included."""
         return (*self.tokenizer(answer, add_special_tokens=False)["input_ids"], self.end_id)
 
-    def answer_trie(self, header: str, answers: AnswerList) -> TrieNode:
-        """The trie of single-name answers of the plan under the fixed header."""
-        return build_trie([self.answer_ids(write_answers(header, [name])) for name in answers.names])
+    def answer_trie(self, header: str, answers: AnswerList, *, lists: bool = False) -> TrieNode:
+        """The trie of the plan's answers as the first name under the header.
+
+        Args:
+            header: Of the track.
+            answers: Of the plan.
+            lists: Whether the student was taught lists of several names: a first name then ends with a line
+                break, and not with the end of the answer.
+        """
+        texts = [write_answers(header, [name]) for name in answers.names]
+        if not lists:
+            return build_trie([self.answer_ids(text) for text in texts])
+        return build_trie(
+            [self.tokenizer(f"{text}\n", add_special_tokens=False)["input_ids"] for text in texts]
+        )
 
     def load(self, adapter: Adapter) -> None:
         """Put an adapter's values in place.

@@ -36,6 +36,7 @@ class StudentCard:
             when it is loaded.
         base_model_digest, tokenizer_digest: What the base must be.
         max_prompt_tokens: A longer prompt is cut.
+        chosen_length: How many names its answers list.
         plan_digest: The plan it came from.
         method: How it was trained, for example ``federated_orpo``.
         privacy, aggregation: The modes of the run, named as they are.
@@ -46,6 +47,7 @@ class StudentCard:
     base_model_digest: str
     tokenizer_digest: str
     max_prompt_tokens: int
+    chosen_length: int
     plan_digest: str
     method: str
     privacy: str
@@ -103,7 +105,9 @@ class LoadedStudent:
         self, prompts: Sequence[str], top: int, on_progress: Callable[[int], None] | None = None
     ) -> list[RankedCase]:
         """The same for prompts, as indices into the answers."""
-        trie = self.student.answer_trie(TRACKS[self.card.track].header, self.answers)
+        trie = self.student.answer_trie(
+            TRACKS[self.card.track].header, self.answers, lists=self.card.chosen_length > 1
+        )
         return rank_cases(
             self.student,
             prompts,

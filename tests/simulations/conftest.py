@@ -7,7 +7,7 @@ import pytest
 
 from common.adapter import Block
 from common.calibration import ReliabilityBins
-from common.ids import SiteId
+from common.ids import RoundId, SiteId
 from common.metrics import MetricCounts
 from common.plan import (
     AdapterPlan,
@@ -20,7 +20,8 @@ from common.plan import (
     TrainingPlan,
 )
 from common.tracks import Answer, AnswerList
-from simulations.report import RoundPoint, RunPicture, SiteHolding, TrackPicture
+from server.rounds import RoundReport
+from simulations.report import RunPicture, SiteHolding, TrackPicture
 from simulations.results import AggregationResult, MethodResult, RunResult, TrackResult
 from simulations.scores import Outcomes, mean_over_sites, score
 
@@ -82,9 +83,29 @@ def make_result() -> RunResult:
                 methods={**methods, "local_orpo": by_site},
             )
         },
-        aggregation=AggregationResult(
-            rounds=4, dropped=0, retried=0, bytes_up_per_site=2_500_000, seconds=199.5
-        ),
+        aggregation=AggregationResult.of(make_history(), retried=1),
+    )
+
+
+def make_history() -> tuple[RoundReport, ...]:
+    return tuple(
+        RoundReport(
+            round_id=RoundId(i),
+            block=Block.B if i % 2 else Block.A,
+            mode="clear",
+            survivors=SITES[: 3 - i // 4],
+            dropouts={site: "no answer in time" for site in SITES[3 - i // 4 :]},
+            weight_sum=1.0,
+            patients=60,
+            pairs=240,
+            steps=30,
+            clipped=0,
+            bytes_up=1_200_000,
+            bytes_down=1_200_000,
+            seconds=50.0,
+            mean_delta_norm=3 / i,
+        )
+        for i in range(1, 5)
     )
 
 
@@ -95,19 +116,12 @@ def make_picture() -> RunPicture:
         )
         for i, site in enumerate(SITES)
     ]
-    rounds = [
-        RoundPoint(
-            round_id=i,
-            block=Block.B if i % 2 else Block.A,
-            mean_delta_norm=3 / i,
-            seconds=50.0,
-            bytes_up=10**6,
-        )
-        for i in range(1, 5)
-    ]
     bins = ReliabilityBins.from_cases(np.linspace(0, 1, 200), np.arange(200) % 3 > 0)
     track = TrackPicture(
-        answers=ANSWERS, holdings=holdings, rounds=rounds, bins={"federated_orpo": bins, "teacher": bins}
+        answers=ANSWERS,
+        holdings=holdings,
+        rounds=make_history(),
+        bins={"federated_orpo": bins, "teacher": bins},
     )
     return RunPicture(plan=make_plan(), patients="Synthetic patients.", tracks={"rare_disease": track})
 

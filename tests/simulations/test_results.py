@@ -30,6 +30,14 @@ def test_file_has_the_promised_form(sample_run: Any, tmp_path: Path) -> None:
     assert content["privacy"]["mode"] == "none"
     assert content["privacy"]["epsilon"] is None
     assert content["aggregation"]["mode"] == "clear"
+    # Four rounds of 1.2 MB: three sites in the first three sums, two in the last.
+    assert content["aggregation"]["bytes_up_per_site"] == 3 * 400_000 + 600_000
+    assert [content["aggregation"][key] for key in ("rounds", "dropped", "retried", "seconds")] == [
+        4,
+        1,
+        1,
+        200,
+    ]
     track = content["tracks"]["rare_disease"]
     assert {"n_train", "n_test", "n_answers", "methods"} == set(track)
     for name in ("top1", "top10", "invalid_rate", "ece", "coverage", "avoidance", "interval"):

@@ -255,11 +255,7 @@ def leaks(row: dict[str, Any], text: str) -> list[str]:
     standing = [symbol for symbol in symbols if symbol and symbol in text]
     return (
         [name for name in ids if name and name in text]
-        + [
-            symbol
-            for symbol in symbols
-            if symbol and symbol in text and re.search(rf"\b{re.escape(symbol)}\b", text)
-        ]
+        + [symbol for symbol in standing if re.search(rf"\b{re.escape(symbol)}\b", text)]
         + [name for name in (row["title"], row["disease"]) if words(name) in folded]
     )
 

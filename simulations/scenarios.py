@@ -1,0 +1,163 @@
+"""Who takes part in a simulation: sites with patients, and the public text that stands beside them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from client.patients.importers.phenopacket_store import read_answers, read_cases
+from client.patients.notes import read_facial_ids
+from client.patients.records import PatientRecord, PhotoRef, Problem
+from client.patients.splits import split_by_patient
+from client.worker import Notes, SitePatients
+from common.errors import BadFileError
+from common.ids import SiteId, site_id
+from common.tracks import RARE_DISEASE, AnswerList
+from simulations.faces import FACIAL_TERMS, render_face, visible_findings
+from simulations.hospital import load_casebook, make_hospitals
+from simulations.partition import hold_out_publications, split_by_publication
+from simulations.public_text import PublicText, from_hpo, from_syndromes, read_lines
+from simulations.settings import PhenopacketData, SyntheticData
+
+CONSENT = frozenset({"research"})
+"""Published cases were published for research; the importer leaves consent to whoever runs it."""
+FEWEST_LEFT = 5
+"""Cases that a disease keeps where one of its publications is held out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Population:
+    """Everybody in a simulation.
+
+    Attributes:
+        answers: The plan's.
+        sites: Patients by site.
+        new_publications: Test patients from papers that no training patient comes from; of no site.
+        text: Public text for a tiny base model.
+        description: In a sentence, where the patients come from.
+        problems: What of the source could not be read.
+    """
+
+    answers: AnswerList
+    sites: Mapping[SiteId, SitePatients]
+    new_publications: tuple[PatientRecord, ...]
+    text: PublicText
+    description: str
+    problems: tuple[Problem, ...] = ()
+
+    @property
+    def notes(self) -> Notes:
+        """How notes reach models, the same at every site."""
+        return next(iter(self.sites.values())).notes
+
+
+def synthetic_population(data: SyntheticData, seed: int) -> Population:
+    """Hospitals of drawn patients, whose notes were written without the findings that their photos show."""
+    casebook = load_casebook()
+    hospitals = make_hospitals(
+        seed, data.sites, skew=data.skew, seen_share=data.seen_share, test_per_answer=data.test_per_answer
+    )
+    return Population(
+        answers=casebook.answers,
+        sites={
+            site: SitePatients(train=hospital.train, test=hospital.test, notes=Notes())
+            for site, hospital in hospitals.items()
+        },
+        new_publications=(),
+        text=from_syndromes(casebook, seed=seed),
+        description=(
+            f"Synthetic patients of {len(casebook.answers)} syndromes, drawn from published findings and "
+            "frequencies, with drawn photos. No real patient."
+        ),
+    )
+
+
+def phenopacket_population(data: PhenopacketData, seed: int, *, other_diseases: int) -> Population:
+    """Real published cases; their facial findings are hidden from notes and drawn into photos.
+
+    Raises:
+        BadFileError: A file of the data is missing.
+    """
+    root = data.root.expanduser()
+    folder = root / "phenopackets"
+    for path in (
+        folder / "cases.jsonl.gz",
+        root / "hpo" / "hp_terms.jsonl.gz",
+        root / "faces" / "face_terms.csv",
+    ):
+        if not path.is_file():
+            raise BadFileError(
+                path, "missing; data.root names the folder that holds phenopackets, hpo and faces"
+            )
+    # The table lacks signs that HPO files under the eye; whatever a face is drawn from must leave the note.
+    facial = read_facial_ids(root / "faces" / "face_terms.csv") | frozenset(FACIAL_TERMS)
+    answers = read_answers(
+        folder / "diseases.csv",
+        min_cases=data.min_cases,
+        annotations=root / "hpo" / "disease_annotations.jsonl.gz",
+    )
+    # Public data under public ids: the key hides nothing here, and keeps runs alike.
+    found = read_cases(folder / "cases.jsonl.gz", key=bytes(32))
+    planned = set(answers.ids)
+    records = [r for r in found.records if r.label[RARE_DISEASE.name] in planned]
+    records = [dataclasses.replace(record, consent=CONSENT) for record in records][: data.most_cases]
+    records = _with_photos(records, facial, root / "hpo" / "hp_terms.jsonl.gz", seed)
+    rest, new = hold_out_publications(
+        records, RARE_DISEASE.name, share=data.new_publications_share, fewest_left=FEWEST_LEFT, seed=seed
+    )
+    parts = split_by_patient(rest, {"train": 1 - data.test_share, "test": data.test_share}, seed)
+    notes = Notes(facial="hide", facial_ids=facial)
+    shares = {site_id(name): share for name, share in data.sites.items()}
+    by_site = split_by_publication(rest, shares, seed=seed)
+    train = {record.patient_id for record in parts["train"]}
+    return Population(
+        answers=answers,
+        sites={
+            site: SitePatients(
+                train=tuple(r for r in members if r.patient_id in train),
+                test=tuple(r for r in members if r.patient_id not in train),
+                notes=notes,
+            )
+            for site, members in by_site.items()
+        },
+        new_publications=new,
+        text=from_hpo(
+            root / "hpo",
+            {answer.id: answer.name for answer in answers.answers},
+            facial,
+            other_diseases=other_diseases,
+            seed=seed,
+        ),
+        description=(
+            f"{len(records)} published cases of {len(answers)} rare diseases (phenopacket-store); notes "
+            "written from their structured findings, photos drawn from the facial ones. This product uses "
+            "the Human Phenotype Ontology (versions 2024-08-13, 2023-01-27 and 2025-01-16)."
+        ),
+        problems=found.problems,
+    )
+
+
+def _with_photos(
+    records: list[PatientRecord], facial: frozenset[str], terms: Path, seed: int
+) -> list[PatientRecord]:
+    """Every record with a photo of its facial findings; none where no drawable one was looked for."""
+    parents = {term["id"]: tuple(term.get("parents", ())) for term in read_lines(terms)}
+    drawable = {i: visible_findings(i, parents) for i in sorted(facial)}
+    return [
+        _with_photo(record, drawable, np.random.default_rng([seed, 7, row]))
+        for row, record in enumerate(records)
+    ]
+
+
+def _with_photo(
+    record: PatientRecord, drawable: Mapping[str, frozenset[str]], rng: np.random.Generator
+) -> PatientRecord:
+    shown = sorted({drawn for finding in record.observed for drawn in drawable.get(finding.id, ())})
+    assessed = any(finding.id in drawable for finding in (*record.observed, *record.excluded))
+    if not assessed:
+        return record
+    return dataclasses.replace(record, photo=PhotoRef(array=render_face(shown, rng)))
