@@ -19,7 +19,7 @@ Points = NDArray[np.float64]
 Color = tuple[float, float, float]
 
 SUPERSAMPLING = 3
-FAINTEST = 0.05  # opacity, and strength of a feature; what is fainter is not drawn, for speed
+FAINTEST = 0.08  # opacity, and strength of a feature; what is fainter is not drawn, for speed
 UNITS_TO_FRAME = 0.435  # of the image's side: leaves a margin for a large head, a shift and a tilt
 BELOW_MIDDLE = 0.04
 DOME_HEIGHT, DOME_WIDTH = 0.45, 0.8
@@ -109,9 +109,11 @@ def to_frame(points: Points, depth: NDArray[np.float64], look: Look, side: int) 
     x = x * math.cos(look.yaw) + near * math.sin(look.yaw)
     y = y * math.cos(look.pitch) + near * math.sin(look.pitch)
     unit = UNITS_TO_FRAME * side
-    turned = np.stack([x, y], axis=1) @ (turning(look.roll) * (look.scale * unit))
-    middle = (look.shift[0] * unit + side / 2, (look.shift[1] + BELOW_MIDDLE) * unit + side / 2)
-    return np.asarray(turned + middle)
+    cos, sin = math.cos(look.roll) * look.scale * unit, math.sin(look.roll) * look.scale * unit
+    frame = np.empty_like(points)
+    frame[:, 0] = x * cos - y * sin + (look.shift[0] * unit + side / 2)
+    frame[:, 1] = x * sin + y * cos + ((look.shift[1] + BELOW_MIDDLE) * unit + side / 2)
+    return frame
 
 
 def turning(angle: float) -> NDArray[np.float64]:
@@ -168,8 +170,13 @@ def circle() -> NDArray[np.float64]:
 
 def ellipse(x: float, y: float, width: float, height: float, turn: float = 0.0) -> Points:
     """Return an ellipse around (x, y) with half axes ``width`` and ``height``, turned by ``turn`` radians."""
-    points = circle() * (width, height)
-    return np.asarray((points @ turning(turn) if turn else points) + (x, y))
+    unit = circle()
+    if turn:
+        return moved(unit * (width, height) @ turning(turn), x, y)
+    points = np.empty_like(unit)
+    points[:, 0] = unit[:, 0] * width + x
+    points[:, 1] = unit[:, 1] * height + y
+    return points
 
 
 def moved(points: Points, x: float, y: float) -> Points:

@@ -312,6 +312,7 @@ FACIAL_TERMS: Mapping[str, Mapping[str, float]] = MappingProxyType({
     "HP:0000691": {"gape": 4.0, "teeth": 2.0, "tooth_size": -2.6},  # Microdontia
     "HP:0000687": {"gape": 4.0, "teeth": 1.6, "tooth_gap": 5.0},  # Widely spaced teeth
     "HP:0000668": {"gape": 4.0, "teeth": -2.0, "tooth_gap": 3.0},  # Hypodontia
+    "HP:0000677": {"gape": 4.0, "teeth": -2.4, "tooth_gap": 4.0},  # Oligodontia
     # Jaw and chin
     "HP:0000347": {"chin_y": -4.0, "jaw": -2.4, "chin_width": -2.2},  # Micrognathia
     "HP:0000278": {"chin_y": -2.0, "receding": 4.4},  # Retrognathia
@@ -333,6 +334,9 @@ FACIAL_TERMS: Mapping[str, Mapping[str, float]] = MappingProxyType({
     "HP:0000327": {"midface": 4.0, "malar": -1.6},  # Hypoplasia of the maxilla
     "HP:0005272": {"nasolabial": 4.4},  # Prominent nasolabial fold
     "HP:0010628": {"skew": 2.4, "corner": 2.4, "ptosis": 1.2},  # Facial palsy
+    "HP:0030319": {"gape": 3.6, "ptosis": 2.0, "nasolabial": -1.0},  # Weakness of facial musculature
+    "HP:0000297": {"gape": 3.6, "ptosis": 2.0, "nasolabial": -1.0},  # Facial hypotonia
+    "HP:0002058": {"gape": 3.6, "ptosis": 3.0, "cheek": -1.6},  # Myopathic facies
     # Ears
     "HP:0000369": {"ear_y": 4.2},  # Low-set ears
     "HP:0000400": {"ear_size": 4.6, "ear_out": 1.2},  # Macrotia

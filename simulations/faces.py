@@ -158,7 +158,7 @@ def _along(colors: Sequence[Color], place: float) -> Color:
 def _photograph(image: Image.Image, rng: np.random.Generator) -> NDArray[np.uint8]:
     """Light the drawing from a side, blur it a little, add a camera's noise."""
     size = image.width
-    blur = rng.uniform(0.0, 0.7) * size / 64
+    blur = rng.uniform(0.0, 0.6) * size / 64
     if blur > 0.25:
         image = image.filter(ImageFilter.GaussianBlur(blur))
     pixels = np.asarray(image, dtype=np.float32)

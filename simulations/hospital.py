@@ -43,6 +43,7 @@ __all__ = [
 CONSENT = frozenset({"research"})
 MEAN_PUBLIC_FINDINGS = 7.0
 OLDEST_YEARS = 60
+LEAST_SKEW, MOST_SKEW = 1e-6, 10.0  # below, shares are equal; above, their draw runs out of digits
 
 
 class Purpose(IntEnum):
@@ -68,7 +69,7 @@ class Presentation:
 
     faint: float = 0.5
     family: float = 1.0
-    missed: float = 0.55
+    missed: float = 0.5
     generalized: float = 0.35
     background: float = 1.0
     excluded: float = 4.0
@@ -171,8 +172,8 @@ def make_hospitals(
     Args:
         seed: Decides everything.
         sizes: Training patients by site id.
-        skew: How unequal the syndromes are within a hospital: 0 for equal numbers, else a Dirichlet draw with
-            concentration 1 / skew.
+        skew: How unequal the syndromes are within a hospital, 0 to 10: 0 for equal chances, else a Dirichlet
+            draw with concentration 1 / skew.
         seen_share: Share of the syndromes that a hospital sees at all; each syndrome is seen somewhere.
         test_per_answer: Test patients of each syndrome over all hospitals, besides ``sizes``; they fall to
             hospitals as the syndrome's training patients do.
@@ -222,8 +223,10 @@ def draw_caseloads(
         raise ValueError(
             f"Expected hospitals with {answers} patients or more together, got sizes {list(sizes)}"
         )
-    if not 0 < seen_share <= 1 or not skew >= 0:
-        raise ValueError(f"Expected seen_share above 0, at most 1, and skew >= 0, got {seen_share}, {skew}")
+    if not 0 < seen_share <= 1:
+        raise ValueError(f"Expected seen_share above 0 and at most 1, got {seen_share}")
+    if not 0 <= skew <= MOST_SKEW:
+        raise ValueError(f"Expected skew from 0 to {MOST_SKEW}, got {skew}")
     seen: list[set[int]] = [set() for _ in sizes]
     for answer in rng.permutation(answers):  # dealt out first, so that each is seen somewhere
         fullness = [(len(one) + 1) / size for one, size in zip(seen, sizes, strict=True)]
@@ -234,11 +237,7 @@ def draw_caseloads(
         others = [int(answer) for answer in rng.permutation(answers) if answer not in one]
         places = sorted(one | set(others[: max(0, wanted)]))
         row[places] = 1
-        share = (
-            rng.dirichlet(np.full(len(places), 1 / skew))
-            if skew > 0
-            else np.full(len(places), 1 / len(places))
-        )
+        share = rng.dirichlet(np.full(len(places), 1 / max(skew, LEAST_SKEW)))
         row[places] += rng.multinomial(size - len(places), share)
     return loads
 
@@ -267,8 +266,10 @@ def _draw_compatible(rng: np.random.Generator) -> list[int]:
     wanted = int(rng.poisson(MEAN_PUBLIC_FINDINGS))
     columns: list[int] = []
     for column in rng.permutation(len(DISTINCT_FINDINGS)):
+        if len(columns) == wanted:
+            break
         finding = DISTINCT_FINDINGS[column]
-        if len(columns) < wanted and not any(contradict(finding, DISTINCT_FINDINGS[one]) for one in columns):
+        if not any(contradict(finding, DISTINCT_FINDINGS[one]) for one in columns):
             columns.append(int(column))
     return columns
 

@@ -23,7 +23,7 @@ from common.ids import SiteId
 from common.plan import RunPlan, TrackPlan
 from common.tracks import AnswerList
 from server.rounds import RoundReport
-from simulations.plots import Curve, draw_curves, draw_reliability, reliability_points
+from simulations.plots import SERIES, Curve, draw_curves, draw_reliability, reliability_points
 from simulations.results import AGGREGATION_MODE, NO_PRIVACY
 from simulations.standings import (
     NEW_PUBLICATIONS,
@@ -66,7 +66,7 @@ class TrackPicture:
         answers: The plan's.
         holdings: What each site trains with.
         rounds: Of the federated student, in order: the history of its `TrackState`.
-        bins: Reliability on the union test, by the method's name in the results.
+        bins: Reliability on the union test, by the name of a method that has one entry in the results.
     """
 
     answers: AnswerList
@@ -241,15 +241,15 @@ def _by_block(rounds: Sequence[RoundReport], value: Callable[[RoundReport], floa
 
 
 def _reliability(bins: Mapping[str, ReliabilityBins], track: Mapping[str, Any]) -> dict[str, Any] | None:
-    shown = {method_label(method): of_method for method, of_method in bins.items() if sum(of_method.n)}
-    if not shown:
+    """Return a drawing of the first methods, as many as there are colors, and all methods in numbers."""
+    judged = {standing.method: standing for standing in standings(track) if standing.site is None}
+    order = [method for method in judged if method in bins and sum(bins[method].n)]
+    if not order:
         return None
     return {
-        "svg": draw_reliability(shown),
-        "points": {label: reliability_points(of_method) for label, of_method in shown.items()},
-        "errors": [
-            standing for standing in standings(track) if standing.site is None and standing.method in bins
-        ],
+        "svg": draw_reliability({method_label(method): bins[method] for method in order[: len(SERIES)]}),
+        "points": {method_label(method): reliability_points(bins[method]) for method in order},
+        "errors": [judged[method] for method in order],
     }
 
 

@@ -45,7 +45,7 @@ from simulations.federation import (
     make_plan,
     make_workers,
 )
-from simulations.report import RoundPoint, RunPicture, SiteHolding, TrackPicture, write_report
+from simulations.report import RunPicture, SiteHolding, TrackPicture, write_report
 from simulations.results import (
     AggregationResult,
     MethodBySite,
@@ -60,7 +60,7 @@ from simulations.scores import Scores, score
 from simulations.settings import SimulationSettings, SyntheticData, simulation_settings
 from simulations.table import print_results
 from simulations.tiny_base import tiny_base
-from simulations.tiny_eyes import tiny_eyes
+from simulations.tiny_eyes import steps_of, tiny_eyes
 
 CONFIG = "pkg://simulations.conf"
 BOTH, PHOTO, NOTE = frozenset({Eye.PHOTO, Eye.NOTE}), frozenset({Eye.PHOTO}), frozenset({Eye.NOTE})
@@ -118,7 +118,7 @@ def run_simulation(settings: SimulationSettings, console: Console) -> dict[str, 
         trained = train_students(settings, plan, population, models, stages)
         judged, teachers = judge_all(settings, plan, population, models, trained, stages)
     content = write_results(
-        settings.out, collect(settings, plan, population, trained, judged, teachers, stages)
+        settings.out, collect(settings, population, trained, judged, teachers, stages)
     )
     write_outputs(settings, plan, population, models, trained, judged, teachers, content)
     print_results(content, console)
@@ -150,8 +150,8 @@ def gather_models(settings: SimulationSettings, population: Population, stages: 
     if base is None:
         with stages.stage("tiny_base", settings.base.steps) as advance:
             base = tiny_base(cache, population.text, settings.base, settings.seed, on_progress=advance)
-    with stages.stage("tiny_eyes"):
-        eyes = tiny_eyes(cache, settings.eyes, settings.seed)
+    with stages.stage("tiny_eyes", steps_of(settings.eyes)) as advance:
+        eyes = tiny_eyes(cache, settings.eyes, settings.seed, on_progress=advance)
     return load_models(base, eyes, settings.plan, settings.seed)
 
 
@@ -444,22 +444,14 @@ def picture_of(
         labels = [record.label[TRACK] for record in patients.train]
         by_answer = {answer: labels.count(answer) for answer in sorted(set(labels))}
         holdings.append(SiteHolding(site=site, patients=len(labels), patients_by_answer=by_answer))
-    rounds = [
-        RoundPoint(
-            round_id=report.round_id,
-            block=report.block,
-            mean_delta_norm=report.mean_delta_norm,
-            seconds=report.seconds,
-            bytes_up=report.bytes_up,
-        )
-        for report in federated_state(trained).history
-    ]
     bins = {
         name: verdict.union.outcomes.pooled_bins()
         for name, verdict in judged.items()
         if isinstance(verdict, Verdict) and name != "base"
     }
-    track = TrackPicture(answers=population.answers, holdings=holdings, rounds=rounds, bins=bins)
+    track = TrackPicture(
+        answers=population.answers, holdings=holdings, rounds=federated_state(trained).history, bins=bins
+    )
     return RunPicture(plan=plan, patients=population.description, tracks={TRACK: track})
 
 

@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from client.student.predictions import Prediction
 from common.calibration import BINS, CONFIDENCE_STEPS, ReliabilityBins
-from common.metrics import MetricCounts
+from common.metrics import MetricCounts, count_case
 
 DRAWS = 1000
 LEVEL = 0.95
@@ -112,6 +113,37 @@ class Scores:
             "ece_noise_floor": self.ece_noise_floor,
             "interval": {name: list(ends) for name, ends in self.interval.items()},
         }
+
+
+def judge(
+    predictions: Sequence[Prediction],
+    *,
+    valid: Sequence[Sequence[bool]] = (),
+    teacher_tops: Sequence[Sequence[str]] | None = None,
+    teacher_bottoms: Sequence[Sequence[str]] | None = None,
+) -> Outcomes:
+    """Return the outcomes of predictions, in their order.
+
+    Args:
+        predictions: With the truth; a case without any answer counts as wrong, with confidence 0.
+        valid: Of the first cases, those also decoded freely: whether each of the free answers names an answer
+            of the plan.
+        teacher_tops: Of each case, ids of the teacher's first answers; ``teacher_bottoms`` of its last.
+    """
+    counts, confidence = [], []
+    for row, prediction in enumerate(predictions):
+        if prediction.truth is None:
+            raise ValueError(f"Expected the truth of every case, got none in row {row}")
+        one = count_case(
+            [answer.id for answer in prediction.answers],
+            prediction.truth,
+            teacher_top=None if teacher_tops is None else teacher_tops[row],
+            teacher_bottom=None if teacher_bottoms is None else teacher_bottoms[row],
+            free_answers_valid=valid[row] if row < len(valid) else None,
+        )
+        counts.append(one)
+        confidence.append(prediction.answers[0].confidence if prediction.answers else 0.0)
+    return Outcomes.of(counts, np.array(confidence))
 
 
 def score(outcomes: Outcomes, rng: np.random.Generator, *, draws: int = DRAWS) -> Scores:

@@ -146,8 +146,9 @@ class Casebook:
     background: tuple[Finding, ...]
     male_only: frozenset[str]
 
+    @cached_property
     def answers(self) -> AnswerList:
-        """Return the syndromes as the answers of a plan."""
+        """The syndromes as the answers of a plan."""
         return AnswerList(
             answers=tuple(
                 Answer(id=syndrome.id, name=syndrome.name, synonyms=syndrome.synonyms, ontology=self.ontology)
@@ -163,12 +164,26 @@ class Casebook:
         return tuple(facial[hp_id] for hp_id in sorted(facial))
 
 
-@lru_cache(maxsize=4)
 def load_casebook(path: Path = CASEBOOK) -> Casebook:
     """Return the casebook of a file; BadFileError names the file and what is wrong with it.
 
     Guarantee: a finding stands under ``face`` if and only if the renderer draws it.
     """
+    return _read_casebook(path)
+
+
+def load_syndromes(path: Path = CASEBOOK) -> tuple[Syndrome, ...]:
+    """Return the syndromes of the casebook."""
+    return load_casebook(path).syndromes
+
+
+def frequency_word(frequency: float) -> str:
+    """Return the word for how often: always, very often, often, sometimes, rarely."""
+    return next(word for least, word in FREQUENCY_WORDS if frequency >= least)
+
+
+@lru_cache(maxsize=4)
+def _read_casebook(path: Path) -> Casebook:
     content = read_yaml(path)
     try:
         return Casebook(
@@ -180,16 +195,6 @@ def load_casebook(path: Path = CASEBOOK) -> Casebook:
         )
     except (KeyError, TypeError, ValueError) as error:
         raise BadFileError(path, f"not a casebook: {type(error).__name__}: {error}") from error
-
-
-def load_syndromes(path: Path = CASEBOOK) -> tuple[Syndrome, ...]:
-    """Return the syndromes of the casebook."""
-    return load_casebook(path).syndromes
-
-
-def frequency_word(frequency: float) -> str:
-    """Return the word for how often: always, very often, often, sometimes, rarely."""
-    return next(word for least, word in FREQUENCY_WORDS if frequency >= least)
 
 
 def _read_syndrome(entry: Mapping[str, Any]) -> Syndrome:

@@ -15,11 +15,12 @@ pairs, so that one patient's gradient can be clipped.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+from peft import PeftModel
 from torch import Tensor, nn
 
 LOG_HALF = -math.log(2.0)
@@ -51,18 +52,16 @@ class PatientPairs:
 class BranchBatch:
     """Several patients' prompts and branches, ready for one forward pass.
 
-    Prompts are padded on the left, so that all branches begin in the same column: ``keep`` last columns
-    of the logits hold every label of the batch.
+    Prompts are padded on the left, so that all branches begin in the same column.
 
     Attributes:
         input_ids, position_ids: (patients, columns), int64.
         mask: (patients, 1, columns, columns), additive, in the model's dtype.
         labels: (branches, longest) token ids, -100 where a branch has ended.
-        at: (branches, longest) column of the kept logits that predicts the label.
+        at: (branches, longest) column that predicts the label.
         row: (branches,) the patient of each branch.
-        keep: How many last columns of logits are needed.
-        prompt_labels: (patients, kept prompt columns - 1) ids of the prompts' own next tokens, -100 where
-            padded; empty unless the prompt's likelihood counts too.
+        prompt_labels: (patients, prompt columns - 1) ids of the prompts' own next tokens, -100 where padded;
+            without a column unless the prompt's likelihood counts too.
     """
 
     input_ids: Tensor
@@ -71,7 +70,6 @@ class BranchBatch:
     labels: Tensor
     at: Tensor
     row: Tensor
-    keep: int
     prompt_labels: Tensor
 
     def to(self, device: torch.device) -> BranchBatch:
@@ -81,6 +79,8 @@ class BranchBatch:
 
 
 IGNORED = -100
+RESCALED_LOGITS = ("final_logit_softcapping", "logits_scaling", "logit_scale")
+"""Settings of models (Gemma, Granite, Cohere) whose logits are more than a product of hidden states."""
 
 
 def pack(
@@ -88,7 +88,7 @@ def pack(
 ) -> BranchBatch:
     """Lay out prompts and branches: ``[left padding | prompt | branch 1 | branch 2 | ... | padding]``.
 
-    ``whole`` keeps the logits of the prompt's columns as well, for ``nll_on: sequence``.
+    ``whole`` makes labels of the prompts' tokens as well, for ``nll_on: sequence``.
     """
     prompt_columns = max(len(patient.prompt) for patient in patients)
     branch_columns = max(sum(map(len, patient.branches)) for patient in patients)
@@ -113,12 +113,11 @@ def pack(
             positions[index, column:end] = length + torch.arange(len(branch))
             segment[index, column:end] = number
             labels.append(list(branch))
-            # The first label is predicted by the prompt's last column, which is column 0 of the kept ones.
-            at.append([0, *range(column - prompt_columns + 1, end - prompt_columns)])
+            # The first label is predicted by the prompt's last column, the others by the label before.
+            at.append([prompt_columns - 1, *range(column, end - 1)])
             row.append(index)
             column = end
     longest = max(map(len, labels))
-    before = prompt_columns - 1 if whole else 0
     prompt_labels = torch.where(segment == 0, ids, IGNORED)[:, 1:prompt_columns]
     # A prompt's first token has nothing before it that could predict it.
     first = torch.tensor([prompt_columns - len(patient.prompt) for patient in patients])
@@ -128,10 +127,9 @@ def pack(
         position_ids=positions,
         mask=_branch_mask(segment, dtype),
         labels=torch.tensor([line + [IGNORED] * (longest - len(line)) for line in labels]),
-        at=torch.tensor([line + [0] * (longest - len(line)) for line in at]) + before,
+        at=torch.tensor([line + [0] * (longest - len(line)) for line in at]),
         row=torch.tensor(row),
-        keep=before + branch_columns + 1,
-        prompt_labels=prompt_labels[:, :before],
+        prompt_labels=prompt_labels if whole else prompt_labels[:, :0],
     )
 
 
@@ -156,25 +154,50 @@ def token_log_probs(model: nn.Module, batch: BranchBatch) -> tuple[Tensor, Tenso
 
     Guarantee: equal to running each prompt with each answer alone.
     """
-    logits = model(
-        input_ids=batch.input_ids,
-        attention_mask=batch.mask,
-        position_ids=batch.position_ids,
-        logits_to_keep=batch.keep,
-        use_cache=False,
-    ).logits
-    of_branches = _label_log_probs(logits[batch.row[:, None], batch.at], batch.labels)
-    of_prompts = _label_log_probs(logits[:, : batch.prompt_labels.shape[1]], batch.prompt_labels)
-    return of_branches, of_prompts
-
-
-def _label_log_probs(logits: Tensor, labels: Tensor) -> Tensor:
-    """Log-probability of each label, 0 where it is ignored."""
-    # One fused pass over the vocabulary, a third of the memory of log_softmax + gather.
-    losses = nn.functional.cross_entropy(
-        logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="none"
+    of_states = _states(model, batch)
+    rows = torch.arange(len(batch.input_ids), device=batch.input_ids.device)[:, None]
+    columns = torch.arange(batch.prompt_labels.shape[1], device=batch.input_ids.device)[None]
+    return (
+        _label_log_probs(of_states, batch.row[:, None].expand_as(batch.labels), batch.at, batch.labels),
+        _label_log_probs(
+            of_states,
+            rows.expand_as(batch.prompt_labels),
+            columns.expand_as(batch.prompt_labels),
+            batch.prompt_labels,
+        ),
     )
-    return -losses.view_as(labels)
+
+
+def _states(model: nn.Module, batch: BranchBatch) -> Callable[[Tensor, Tensor], Tensor]:
+    """Runs the model; what comes back gives the logits at (rows, columns), each (n,), as (n, vocabulary)."""
+    inputs = {
+        "input_ids": batch.input_ids,
+        "attention_mask": batch.mask,
+        "position_ids": batch.position_ids,
+        "use_cache": False,
+    }
+    causal: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    if any(getattr(causal.config, name, None) is not None for name in RESCALED_LOGITS):
+        logits = causal(**inputs).logits
+        return lambda rows, columns: logits[rows, columns]
+    # The vocabulary's product where a label stands and nowhere else: with short answers it would cost more
+    # than the rest of the model otherwise.
+    hidden = causal.get_decoder()(**inputs).last_hidden_state
+    head = causal.get_output_embeddings()
+    return lambda rows, columns: head(hidden[rows, columns])
+
+
+def _label_log_probs(
+    logits_at: Callable[[Tensor, Tensor], Tensor], rows: Tensor, columns: Tensor, labels: Tensor
+) -> Tensor:
+    """Log-probability of each label, 0 where it is ignored."""
+    real = labels != IGNORED
+    log_probs = torch.zeros(labels.shape, device=labels.device)
+    if not bool(real.any()):
+        return log_probs
+    logits = logits_at(rows[real], columns[real]).float()
+    losses = nn.functional.cross_entropy(logits, labels[real], reduction="none")
+    return log_probs.masked_scatter(real, -losses)
 
 
 def plain_log_probs(model: nn.Module, prompt: Sequence[int], answer: Sequence[int]) -> Tensor:

@@ -94,7 +94,7 @@ def make_history() -> tuple[RoundReport, ...]:
             block=Block.B if i % 2 else Block.A,
             mode="clear",
             survivors=SITES[: 3 - i // 4],
-            dropouts={site: "no answer in time" for site in SITES[3 - i // 4 :]},
+            dropouts=dict.fromkeys(SITES[3 - i // 4 :], "no answer in time"),
             weight_sum=1.0,
             patients=60,
             pairs=240,

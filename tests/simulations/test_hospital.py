@@ -1,6 +1,6 @@
 import dataclasses
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
+from threadpoolctl import threadpool_limits
 
 from client.patients.records import PatientRecord
 from common.tracks import RARE_DISEASE
@@ -34,10 +35,6 @@ def draw(seed: int, **changes: object) -> PatientRecord:
     return draw_patient(WILLIAMS, np.random.default_rng(seed), **changes)  # type: ignore[arg-type]
 
 
-def facial_labels(patient: PatientRecord) -> list[str]:
-    return [finding.label.lower() for finding in patient.observed if finding.id in FACIAL_TERMS]
-
-
 def test_a_patient_has_a_label_a_note_a_photo_and_consent() -> None:
     patient = draw(1)
     assert patient.label == {RARE_DISEASE.name: WILLIAMS.id}
@@ -52,10 +49,8 @@ def test_a_note_leaves_out_what_the_photo_shows_unless_asked_to_keep_it() -> Non
     for seed in range(20):
         hidden, kept = draw(seed, photo_size=None), draw(seed, photo_size=None, note_facial="keep")
         assert hidden.note and kept.note
-        facial = {
-            label.lower()
-            for label in (f.label for f in (*hidden.observed, *hidden.excluded) if f.id in FACIAL_TERMS)
-        }
+        looked_for = (*hidden.observed, *hidden.excluded)
+        facial = {finding.label.lower() for finding in looked_for if finding.id in FACIAL_TERMS}
         said = hidden.note.lower()
         assert not any(f" {label}{end}" in said for label in facial for end in (",", ".", " and"))
         assert all(label in kept.note.lower() for label in facial)
@@ -152,10 +147,10 @@ def test_a_seed_that_could_run_into_the_purpose_is_refused(seed: int) -> None:
 
 
 def test_public_faces_share_no_random_stream_with_a_sites_patients() -> None:
-    sites = make_hospitals(7, {"north": 40}, test_per_answer=1, photo_size=32)
+    sites = make_hospitals(7, {"north": 32}, test_per_answer=1, photo_size=32)
     photos, shown = public_faces(7, 40, size=32)
     theirs = {p.photo.pixels().tobytes() for p in (*sites["north"].train, *sites["north"].test) if p.photo}
-    assert len(theirs) == 72
+    assert len(theirs) == 64
     assert not theirs & {photo.tobytes() for photo in photos}
     assert photos.shape == (40, 32, 32, 3)
     assert photos.dtype == np.uint8
@@ -172,17 +167,17 @@ def test_public_faces_are_a_function_of_the_seed_and_longer_draws_begin_with_sho
 
 
 def test_public_faces_show_several_findings_none_of_which_contradicts_another() -> None:
-    _, shown = public_faces(0, 120, size=16)
+    _, shown = public_faces(0, 60, size=16)
     assert 5 < shown.sum(axis=1).mean() < 9
     for row in shown:
         findings = [DISTINCT_FINDINGS[column] for column in np.flatnonzero(row)]
         assert not any(contradict(one, other) for one in findings for other in findings)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     sizes=st.lists(st.integers(1, 300), min_size=1, max_size=6),
-    skew=st.floats(0, 5),
+    skew=st.floats(0, 10),
     seen_share=st.floats(0.05, 1),
     seed=st.integers(0, 1000),
 )
@@ -207,9 +202,9 @@ def test_skew_makes_hospitals_unequal() -> None:
     assert skewed.std() > 2 * even.std()
 
 
-@pytest.mark.parametrize("wrong", [{"skew": -1.0}, {"seen_share": 0.0}, {"seen_share": 1.1}])
+@pytest.mark.parametrize("wrong", [{"skew": -1.0}, {"skew": 11.0}, {"seen_share": 0.0}, {"seen_share": 1.1}])
 def test_caseloads_that_cannot_be_are_refused(wrong: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match="seen_share above 0"):
+    with pytest.raises(ValueError, match=f"Expected {next(iter(wrong))}"):
         draw_caseloads(np.random.default_rng(0), [50], 20, **({"skew": 1.0, "seen_share": 0.7} | wrong))
 
 
@@ -250,13 +245,16 @@ def test_fewer_patients_than_syndromes_are_refused() -> None:
         make_hospitals(0, {"north": 3})
 
 
-def test_a_photo_carries_what_the_note_leaves_out_and_both_together_beat_either() -> None:
+def test_a_photo_carries_what_the_note_leaves_out_and_both_together_beat_either(
+    record_testsuite_property: Callable[[str, object], None],
+) -> None:
     train, test = cohort(26, seed=1), cohort(12, seed=2)
     note, face, both = (accuracy(train, test, note=n, face=f) for n, f in ((1, 0), (0, 1), (1, 1)))
-    assert 0.6 < note < 0.85
+    record_testsuite_property("top1_note_face_both", f"{note:.3f} {face:.3f} {both:.3f}")
+    assert 0.6 < note < 0.82
     assert face < both - 0.05
     assert note < both - 0.05
-    assert both > 0.85
+    assert 0.85 < both < 0.97
 
 
 def cohort(per_syndrome: int, seed: int) -> list[PatientRecord]:
@@ -280,5 +278,6 @@ def accuracy(train: Sequence[PatientRecord], test: Sequence[PatientRecord], *, n
         return rows
 
     labels, truth = ([p.label[RARE_DISEASE.name] for p in patients] for patients in (train, test))
-    model = LogisticRegression(max_iter=40).fit(table(train), labels)
+    with threadpool_limits(1):  # a second thread would wait for other tests
+        model = LogisticRegression(max_iter=40).fit(table(train), labels)
     return float((model.predict(table(test)) == truth).mean())

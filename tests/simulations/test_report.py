@@ -1,12 +1,15 @@
 """Tests of the report: self-contained, readable, and true to the results."""
 
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from typing import Any
 
+import numpy as np
 import pytest
 
 from simulations.report import duration, render_report, size, write_report
+from simulations.scores import Outcomes, score
 from simulations.standings import standings
 
 VOID = {"meta", "br", "img", "rect", "line", "circle", "path", "use"}
@@ -113,6 +116,21 @@ def test_same_run_gives_the_same_page(html: str, sample_run: Any, tmp_path: Any)
     path = write_report(tmp_path, sample_run.result.as_dict(), sample_run.picture)
     assert path.name == "report.html"
     assert path.read_text(encoding="utf-8") == html
+
+
+def test_more_methods_than_colors_and_what_was_not_measured_are_shown(sample_run: Any) -> None:
+    content, picture = sample_run.result.as_dict(), sample_run.picture
+    track = content["tracks"]["rare_disease"]
+    of_track = picture.tracks["rare_disease"]
+    empty = score(Outcomes.of([]), np.random.default_rng(0)).as_dict()
+    more = {f"other_{i}": track["methods"]["base"] for i in range(8)} | {"nothing": empty}
+    full = {**content, "tracks": {"rare_disease": {**track, "methods": {**track["methods"], **more}}}}
+    bins = dict.fromkeys(more, of_track.bins["teacher"])
+    shown = replace(picture, tracks={"rare_disease": replace(of_track, bins=bins, rounds=())})
+    text = Page(render_report(full, shown)).text
+    assert "Other 7" in text
+    assert "Nothing" in text
+    assert "Training, round by round" not in text
 
 
 @pytest.mark.parametrize(

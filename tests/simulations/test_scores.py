@@ -5,9 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from client.student.predictions import Prediction, RankedAnswer
 from common.calibration import ReliabilityBins
 from common.metrics import MetricCounts
-from simulations.scores import RATES, Outcomes, Scores, mean_over_sites, score
+from simulations.scores import RATES, Outcomes, Scores, judge, mean_over_sites, score
 
 
 def cases(*top1: int, free: int = 1) -> Outcomes:
@@ -81,6 +82,35 @@ def test_without_confidence_there_is_no_ece() -> None:
     assert scores.rates["ece"] is None
     assert scores.ece_noise_floor is None
     assert scores.rates["top1"] == 1
+
+
+def prediction(*answers: str, truth: str | None = "a") -> Prediction:
+    ranked = tuple(
+        RankedAnswer(id=name, name=name, confidence=0.9 / (i + 1)) for i, name in enumerate(answers)
+    )
+    return Prediction(case_id="p", answers=ranked, truth=truth)
+
+
+def test_predictions_are_judged_one_by_one() -> None:
+    outcomes = judge(
+        [prediction("a", "b"), prediction("b", "a"), prediction()],
+        valid=[[True, False]],
+        teacher_tops=[["a", "c"]] * 3,
+        teacher_bottoms=[["b", "d"]] * 3,
+    )
+    assert [count.top1 for count in outcomes.counts] == [1, 0, 0]
+    assert [count.top5 for count in outcomes.counts] == [1, 1, 0]
+    rates = score(outcomes, np.random.default_rng(0)).rates
+    assert rates["invalid_rate"] == 0.5
+    assert rates["coverage"] == pytest.approx(2 / 6)
+    assert rates["avoidance"] == pytest.approx(4 / 6)
+    # Confidence 0.9 twice, right once; confidence 0 once, wrong.
+    assert rates["ece"] == pytest.approx((2 * 0.9 - 1) / 3, abs=1e-4)
+
+
+def test_a_case_whose_truth_is_not_known_is_refused() -> None:
+    with pytest.raises(ValueError, match="row 1"):
+        judge([prediction("a"), prediction("a", truth=None)])
 
 
 def test_outcomes_that_do_not_fit_are_refused() -> None:

@@ -61,7 +61,7 @@ def test_a_finding_stands_under_face_if_and_only_if_the_renderer_draws_it() -> N
 
 
 def test_answers_are_the_syndromes_with_their_synonyms_and_the_ontologys_version() -> None:
-    answers = BOOK.answers()
+    answers = BOOK.answers
     assert answers.ids == tuple(syndrome.id for syndrome in BOOK.syndromes)
     assert answers.names == tuple(sorted(answers.names, key=str.lower))
     found = answers.find("trisomy 21")
@@ -192,7 +192,7 @@ def test_broader_words_are_ancestors_in_the_ontology(terms: dict[str, dict[str, 
 
 @pytest.mark.data
 def test_most_findings_and_frequencies_agree_with_the_published_annotations(
-    terms: dict[str, dict[str, Any]], record_property: Callable[[str, object], None]
+    terms: dict[str, dict[str, Any]], record_testsuite_property: Callable[[str, object], None]
 ) -> None:
     annotated = {row["disease_id"]: row for row in read_rows("disease_annotations.jsonl.gz")}
     agreeing, all_findings, close, with_figure = 0, 0, 0, 0
@@ -209,10 +209,10 @@ def test_most_findings_and_frequencies_agree_with_the_published_annotations(
             hp_id = typical.finding.id
             all_findings += 1
             agreeing += hp_id in figures or hp_id in above or bool(ancestors(hp_id, terms) & figures.keys())
-            if stated := figures.get(hp_id):
+            if known := figures.get(hp_id):
                 with_figure += 1
-                close += min(abs(figure - typical.frequency) for figure in stated) <= 0.25
-    record_property("annotated", agreeing / all_findings)
-    record_property("frequency_within_a_quarter", close / with_figure)
+                close += min(abs(figure - typical.frequency) for figure in known) <= 0.25
+    record_testsuite_property("annotated", agreeing / all_findings)
+    record_testsuite_property("frequency_within_a_quarter", close / with_figure)
     assert agreeing / all_findings >= 0.8
     assert close / with_figure >= 0.8

@@ -19,9 +19,7 @@ def test_with_as_many_beams_as_answers_the_ranking_equals_scoring_every_answer_a
     student: Student, answers: AnswerList
 ) -> None:
     trie = student.answer_trie(RARE_DISEASE.header, answers)
-    encoded = [
-        student.answer_ids(f"{RARE_DISEASE.header}\n1. {name}") for name in answers.names
-    ]
+    encoded = [student.answer_ids(f"{RARE_DISEASE.header}\n1. {name}") for name in answers.names]
     prompts = prompts_of(student)
     found = rank_by_beam(student.model, prompts, trie, beams=len(answers), pad_id=student.pad_id)
     for prompt, ranking in zip(prompts, found, strict=True):
@@ -46,7 +44,9 @@ def test_the_header_read_with_the_prompt_changes_no_order(student: Student, answ
     assert student.tokenizer.decode(prefix).startswith(RARE_DISEASE.header)
     prompts = prompts_of(student)
     whole = rank_by_beam(student.model, prompts, trie, beams=5, pad_id=student.pad_id)
-    cut = rank_by_beam(student.model, [(*p, *prefix) for p in prompts], branch, beams=5, pad_id=student.pad_id)
+    cut = rank_by_beam(
+        student.model, [(*p, *prefix) for p in prompts], branch, beams=5, pad_id=student.pad_id
+    )
     assert [[a for a, _ in case] for case in whole] == [[a for a, _ in case] for case in cut]
 
 
@@ -62,7 +62,9 @@ def test_a_trie_holds_every_sequence_once(sequences: list[tuple[int, ...]]) -> N
         assert node.answer == index
 
 
-@pytest.mark.parametrize("wrong", [[(4, 5), (4, 5)], [()], [(4,), (4, 5)]], ids=["twice", "empty", "beginning"])
+@pytest.mark.parametrize(
+    "wrong", [[(4, 5), (4, 5)], [()], [(4,), (4, 5)]], ids=["twice", "empty", "beginning"]
+)
 def test_a_trie_refuses_answers_that_cannot_be_told_apart(wrong: list[tuple[int, ...]]) -> None:
     with pytest.raises(ValueError, match="Expected"):
         build_trie(wrong)

@@ -67,7 +67,9 @@ def test_loss_and_gradients_equal_the_plain_form(student: Student, nll_on: str) 
     assert torch.allclose(fast, plain.to(fast.dtype), atol=1e-5)
     fast_gradients = torch.autograd.grad(fast.sum(), factors)
     plain_gradients = torch.autograd.grad(plain.sum(), factors)
-    assert max(float((a - b).abs().max()) for a, b in zip(fast_gradients, plain_gradients, strict=True)) < 1e-5
+    assert (
+        max(float((a - b).abs().max()) for a, b in zip(fast_gradients, plain_gradients, strict=True)) < 1e-5
+    )
     assert max(float(gradient.abs().max()) for gradient in plain_gradients) > 1e-3
 
 
