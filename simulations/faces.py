@@ -133,6 +133,7 @@ def draw_look(measures: Mapping[str, float], rng: np.random.Generator) -> Look:
     iris = _along(IRISES, rng.uniform(0.0, 1.0 - 0.75 * tone))
     fair, blue = measures["fair"], measures["blue_iris"]
     background = rng.uniform(40, 230, 3)
+    # Turns and shifts are small: a face detector would have cut the photo so.
     return Look(
         skin=skin,
         hair=mix(hair, FAIR_HAIR, fair),
@@ -140,11 +141,11 @@ def draw_look(measures: Mapping[str, float], rng: np.random.Generator) -> Look:
         background=(float(background[0]), float(background[1]), float(background[2])),
         cloth=_along(CLOTHS, rng.uniform(0.0, 1.0)),
         long_hair=bool(rng.random() < 0.35),
-        roll=float(rng.normal(0.0, 0.05)),
-        yaw=float(rng.normal(0.0, 0.10)),
-        pitch=float(rng.normal(0.0, 0.06)),
-        shift=(float(rng.normal(0.0, 0.035)), float(rng.normal(0.0, 0.035))),
-        scale=float(rng.uniform(0.94, 1.04)),
+        roll=float(rng.normal(0.0, 0.035)),
+        yaw=float(rng.normal(0.0, 0.07)),
+        pitch=float(rng.normal(0.0, 0.045)),
+        shift=(float(rng.normal(0.0, 0.02)), float(rng.normal(0.0, 0.02))),
+        scale=float(rng.uniform(0.96, 1.03)),
         skew=measures["skew"] * (1.0 if rng.random() < 0.5 else -1.0),
     )
 

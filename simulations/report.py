@@ -243,7 +243,7 @@ def _by_block(rounds: Sequence[RoundReport], value: Callable[[RoundReport], floa
 def _reliability(bins: Mapping[str, ReliabilityBins], track: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return a drawing of the first methods, as many as there are colors, and all methods in numbers."""
     judged = {standing.method: standing for standing in standings(track) if standing.site is None}
-    order = [method for method in judged if method in bins and sum(bins[method].n)]
+    order = [method for method in judged if method in bins and any(bins[method].n)]
     if not order:
         return None
     return {

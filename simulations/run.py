@@ -56,7 +56,7 @@ from simulations.results import (
     write_results,
 )
 from simulations.scenarios import Population, phenopacket_population, synthetic_population
-from simulations.scores import Scores, score
+from simulations.scores import Scores, mean_over_sites, score
 from simulations.settings import SimulationSettings, SyntheticData, simulation_settings
 from simulations.table import print_results
 from simulations.tiny_base import tiny_base
@@ -347,6 +347,7 @@ def collect(
             methods[name] = {
                 site: _method(one, {site: own[site]}, student[site], rng) for site, one in verdict.items()
             }
+            methods[f"{name}_mean"] = _mean_method(verdict, rng)
         elif isinstance(verdict, Verdict) and isinstance(student, Trained):
             methods[name] = _method(verdict, own, student, rng)
     state = federated_state(trained)
@@ -362,13 +363,7 @@ def collect(
                 methods=methods,
             )
         },
-        aggregation=AggregationResult(
-            rounds=len(state.history),
-            dropped=sum(len(report.dropouts) for report in state.history),
-            retried=0,
-            bytes_up_per_site=_federated(trained).bytes_up or 0,
-            seconds=sum(report.seconds for report in state.history),
-        ),
+        aggregation=AggregationResult.of(state.history, retried=state.retried),
     )
 
 
@@ -382,6 +377,15 @@ def _method(
         new_publications=new,
         seconds=student.seconds or None,
         bytes_up=student.bytes_up,
+    )
+
+
+def _mean_method(verdict: Mapping[SiteId, Verdict], rng: np.random.Generator) -> MethodResult:
+    """The mean over sites: a patient is drawn with the answers of all sites at once."""
+    new = mean_over_sites({site: one.new.outcomes for site, one in verdict.items()})
+    return MethodResult(
+        union=score(mean_over_sites({site: one.union.outcomes for site, one in verdict.items()}), rng),
+        new_publications=score(new, rng) if len(new) else None,
     )
 
 

@@ -83,7 +83,7 @@ def steps_of(recipe: EyesRecipe) -> int:
 
 
 def pretrain(recipe: EyesRecipe, seed: int, *, on_progress: Callable[[int], None] | None = None) -> nn.Module:
-    """A network that says which findings a face shows; the same bytes for the same arguments on one machine."""
+    """A network that says which findings a face shows; the same bytes for the same arguments."""
     photos, shown = public_faces(seed, recipe.faces, size=recipe.size)
     pixels, targets = torch.from_numpy(photos), torch.from_numpy(shown).float()
     with torch.random.fork_rng():

@@ -167,7 +167,7 @@ class Student:
 
     def train_block(self, block: Block) -> list[Tensor]:
         """Let only one block's factors require gradients; returns them in the adapter's order."""
-        chosen = []
+        chosen: list[Tensor] = []
         for name, parameter in self._factors():
             parameter.requires_grad_(name.endswith(f".lora_{block.value}"))
             if parameter.requires_grad:

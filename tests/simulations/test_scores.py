@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from client.student.predictions import Prediction, RankedAnswer
@@ -32,6 +32,7 @@ def test_rates_are_those_of_the_summed_counts() -> None:
     assert "avoidance" not in scores.interval
 
 
+@settings(deadline=None, max_examples=40)
 @given(
     confidence=st.lists(st.floats(0, 1), min_size=1, max_size=30),
     right=st.lists(st.booleans(), min_size=30, max_size=30),

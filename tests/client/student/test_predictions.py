@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from client.student.predictions import Prediction, RankedAnswer, read_predictions, write_predictions
@@ -23,6 +23,7 @@ def answer(identifier: str = "OMIM:1", confidence: float = 0.5) -> RankedAnswer:
     return RankedAnswer(id=identifier, name=f"disease {identifier}", confidence=confidence)
 
 
+@settings(deadline=None, max_examples=40)
 @given(prediction=st.builds(Prediction, case_id=WORDS, answers=ANSWERS, truth=st.none() | WORDS))
 def test_a_line_comes_back_as_it_was(prediction: Prediction) -> None:
     line = prediction.to_line()

@@ -1,0 +1,201 @@
+"""A teacher's opinion, and cross-fitting."""
+
+from dataclasses import replace
+from time import process_time
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import client.teacher
+from client.patients.records import PatientRecord
+from client.patients.splits import folds
+from client.teacher import rank
+from client.teacher.fit import Teacher, TeacherRecipe, fit_teacher
+from client.teacher.rank import Ranking, cross_fit, rank_held_out, rank_patients, teachers_digest
+from client.teacher.sight import Sight
+from common.plan import TeacherPlan
+from common.tracks import RARE_DISEASE, TISSUE_TYPE, Answer, AnswerList, Eye
+
+TRACK, OTHER = RARE_DISEASE.name, TISSUE_TYPE.name
+PLAN = TeacherPlan(folds=3, modality_dropout=0.2)
+RECIPE = TeacherRecipe(hidden=32, most_epochs=12)
+ANSWERS = AnswerList(answers=tuple(Answer(id=f"D:{index}", name=f"Disease {index}") for index in range(6)))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def two_threads() -> None:
+    torch.set_num_threads(2)
+
+
+def site(
+    count: int, classes: int = 6, width: int = 10, seed: int = 0, noise: float = 0.6
+) -> tuple[list[PatientRecord], Sight]:
+    centers = np.random.default_rng(7).normal(size=(2, classes, width))
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, classes, count)
+    ids = tuple(f"patient-{index}" for index in range(count))
+    vectors = {
+        eye: (center[labels] + noise * rng.normal(size=(count, width))).astype(np.float32)
+        for eye, center in zip((Eye.PHOTO, Eye.NOTE), centers, strict=True)
+    }
+    present = {eye: np.ones(count, dtype=np.bool_) for eye in vectors}
+    records = [
+        PatientRecord(patient_id=name, case_id=name, note="note", label={TRACK: f"D:{label}"})
+        for name, label in zip(ids, labels, strict=True)
+    ]
+    return records, Sight(patient_ids=ids, vectors=vectors, present=present)
+
+
+@pytest.fixture(scope="module")
+def taught() -> tuple[Teacher, Sight]:
+    records, sight = site(60)
+    return fit_teacher(records, sight, answers={TRACK: ANSWERS}, plan=PLAN, seed=0, recipe=RECIPE), sight
+
+
+def test_a_ranking_holds_every_answer_best_first_with_log_probabilities(
+    taught: tuple[Teacher, Sight],
+) -> None:
+    teacher, sight = taught
+    rankings = rank_patients(teacher, sight, TRACK)
+    assert tuple(each.patient_id for each in rankings) == sight.patient_ids
+    for each in rankings:
+        assert sorted(each.answer_ids) == sorted(ANSWERS.ids)
+        assert each.scores.dtype == np.float32
+        assert (np.diff(each.scores) <= 0).all()
+        assert np.exp(each.scores).sum() == pytest.approx(1, abs=1e-5)
+        assert each.teacher_digest == teacher.digest()
+
+
+def test_an_eye_that_is_not_among_eyes_has_no_influence(taught: tuple[Teacher, Sight]) -> None:
+    teacher, sight = taught
+    other = replace(sight, vectors={**sight.vectors, Eye.PHOTO: -sight.vectors[Eye.PHOTO]})
+    for eyes, is_same in (({Eye.NOTE}, True), ({Eye.PHOTO}, False)):
+        pairs = zip(
+            rank_patients(teacher, sight, TRACK, eyes=eyes),
+            rank_patients(teacher, other, TRACK, eyes=eyes),
+            strict=True,
+        )
+        assert all(np.array_equal(one.scores, two.scores) for one, two in pairs) is is_same
+
+
+def test_what_a_teacher_cannot_rank_is_refused(taught: tuple[Teacher, Sight]) -> None:
+    teacher, sight = taught
+    with pytest.raises(ValueError, match="Expected a track among rare_disease, got tissue_type"):
+        rank_patients(teacher, sight, OTHER)
+    with pytest.raises(ValueError, match="Expected every patient to bring one of slide, 60 bring none"):
+        rank_patients(teacher, sight, TRACK, eyes={Eye.SLIDE})
+    photo = Sight(
+        patient_ids=sight.patient_ids,
+        vectors={Eye.PHOTO: sight.vectors[Eye.PHOTO]},
+        present={Eye.PHOTO: sight.present[Eye.PHOTO]},
+    )
+    with pytest.raises(ValueError, match="Expected vectors of note, photo, got photo"):
+        rank_patients(teacher, photo, TRACK)
+
+
+def test_no_patient_is_ranked_by_a_teacher_that_trained_on_him(monkeypatch: pytest.MonkeyPatch) -> None:
+    records, sight = site(45)
+    taught: list[frozenset[str]] = []
+    ranked: list[tuple[str, ...]] = []
+
+    def rank_held_out_and_note(teacher: Teacher, rows: Sight, track: str) -> list[Ranking]:
+        taught.append(teacher.trained_on)
+        ranked.append(rows.patient_ids)
+        return rank_held_out(teacher, rows, track)
+
+    monkeypatch.setattr(rank, "rank_held_out", rank_held_out_and_note)
+    rankings = cross_fit(
+        records, sight, track=TRACK, answers={TRACK: ANSWERS}, plan=PLAN, seed=4, recipe=RECIPE
+    )
+    assert [each.patient_id for each in rankings] == [record.patient_id for record in records]
+    assert len(taught) == PLAN.folds
+    assert all(not known & set(ids) for known, ids in zip(taught, ranked, strict=True))
+    assert all(len(known) + len(ids) == 45 for known, ids in zip(taught, ranked, strict=True))
+    by_fold = folds(records, PLAN.folds, 4)
+    assert all(len({by_fold[name] for name in ids}) == 1 for ids in ranked)
+    assert len({each.teacher_digest for each in rankings}) == PLAN.folds
+
+
+def test_ranking_a_patient_the_teacher_trained_on_for_pairs_is_refused(taught: tuple[Teacher, Sight]) -> None:
+    teacher, sight = taught
+    with pytest.raises(ValueError, match="did not train on, got 60 on whom it did"):
+        rank_held_out(teacher, sight, TRACK)
+
+
+def test_held_out_rankings_are_not_better_than_the_vectors_allow() -> None:
+    # Vectors without any information: a teacher that saw its own patients would know their labels.
+    records, sight = site(120, noise=1e4)
+    arguments: dict[str, Any] = {"answers": {TRACK: ANSWERS}, "plan": PLAN, "seed": 0}
+    recipe = replace(RECIPE, validation_share=0.0, most_epochs=40, input_dropout=0.0)
+    held_out = cross_fit(records, sight, track=TRACK, recipe=recipe, **arguments)
+    own = rank_patients(fit_teacher(records, sight, recipe=recipe, **arguments), sight, TRACK)
+    right = {
+        name: np.mean(
+            [each.answer_ids[0] == record.label[TRACK] for each, record in zip(ranked, records, strict=True)]
+        )
+        for name, ranked in (("held out", held_out), ("own", own))
+    }
+    assert right["own"] > 0.8
+    assert right["held out"] < 0.35
+
+
+def test_cross_fit_is_deterministic_in_the_seed() -> None:
+    records, sight = site(40)
+    arguments: dict[str, Any] = {"track": TRACK, "answers": {TRACK: ANSWERS}, "plan": PLAN, "recipe": RECIPE}
+    one, same, other = (cross_fit(records, sight, seed=seed, **arguments) for seed in (1, 1, 2))
+    assert teachers_digest(one) == teachers_digest(same) != teachers_digest(other)
+    assert all(np.array_equal(a.scores, b.scores) for a, b in zip(one, same, strict=True))
+
+
+def test_patients_of_another_track_teach_unranked() -> None:
+    records, sight = site(40)
+    tissues = AnswerList(answers=(Answer(id="T:0", name="Bone"), Answer(id="T:1", name="Skin")))
+    mixed = [
+        replace(record, label={OTHER: "T:0"}) if index % 4 == 0 else record
+        for index, record in enumerate(records)
+    ]
+    answers = {TRACK: ANSWERS, OTHER: tissues}
+    rankings = cross_fit(mixed, sight, track=TRACK, answers=answers, plan=PLAN, seed=0, recipe=RECIPE)
+    assert [each.patient_id for each in rankings] == [
+        each.patient_id for each in mixed if TRACK in each.label
+    ]
+    with pytest.raises(ValueError, match="Expected a track among rare_disease"):
+        cross_fit(records, sight, track=OTHER, answers={TRACK: ANSWERS}, plan=PLAN, seed=0)
+
+
+def test_a_large_site_cross_fits_in_seconds() -> None:
+    answers = AnswerList(
+        answers=tuple(Answer(id=f"D:{index}", name=f"Disease {index}") for index in range(217))
+    )
+    records, sight = site(1000, classes=217, width=300, noise=1.5)
+    plan = TeacherPlan(folds=5, modality_dropout=0.2)
+    started = process_time()
+    rankings = cross_fit(records, sight, track=TRACK, answers={TRACK: answers}, plan=plan, seed=0)
+    # Processor time of both cores: a busy machine must not decide over the test.
+    assert process_time() - started < 2 * 15
+    right = [
+        each.answer_ids[0] == record.label[TRACK] for each, record in zip(rankings, records, strict=True)
+    ]
+    assert np.mean(right) > 0.8
+
+
+@pytest.mark.parametrize(
+    ("ids", "scores"),
+    [
+        (("a", "a"), [-1.0, -2.0]),
+        (("a", "b"), [-2.0, -1.0]),
+        (("a", "b"), [-1.0]),
+        (("a", "b"), [-1.0, -np.inf]),
+        ((), []),
+    ],
+)
+def test_a_ranking_out_of_order_is_refused(ids: tuple[str, ...], scores: list[float]) -> None:
+    with pytest.raises(ValueError, match="Expected"):
+        Ranking(patient_id="p", answer_ids=ids, scores=np.array(scores, dtype=np.float32))
+
+
+def test_the_package_says_that_weights_stay() -> None:
+    assert client.teacher.__doc__ is not None
+    assert "no function of this package hands its weights" in client.teacher.__doc__
