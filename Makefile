@@ -49,6 +49,6 @@ $(VENV)/.uv:
 
 # Written last: an interrupted set-up starts again.
 $(INSTALLED): requirements.lock pyproject.toml | $(VENV)/.uv
-	$(UV) pip install --python $(BIN)/python --require-hashes -r requirements.lock
+	$(UV) pip install --python $(BIN)/python --require-hashes --compile-bytecode -r requirements.lock
 	$(UV) pip install --python $(BIN)/python --quiet --no-deps --editable .
 	@touch $@

@@ -117,9 +117,7 @@ def run_simulation(settings: SimulationSettings, console: Console) -> dict[str, 
         write_atomically(settings.out / "plan.json", plan.to_json() + "\n")
         trained = train_students(settings, plan, population, models, stages)
         judged, teachers = judge_all(settings, plan, population, models, trained, stages)
-    content = write_results(
-        settings.out, collect(settings, population, trained, judged, teachers, stages)
-    )
+    content = write_results(settings.out, collect(settings, population, trained, judged, teachers, stages))
     write_outputs(settings, plan, population, models, trained, judged, teachers, content)
     print_results(content, console)
     console.print(f"Report: {settings.out / 'report.html'}")

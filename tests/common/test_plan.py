@@ -146,7 +146,7 @@ def test_a_number_has_one_form() -> None:
 
 
 def test_the_digest_of_a_plan_stays_what_it_was() -> None:
-    assert PLAN.digest() == "f04908446f48c89961e57ca5539e79e638707da0df20f290add9ff9d330baa2b"
+    assert PLAN.digest() == "3f238ea869411d6a70cd9f65973f8c71eef50aa55cf76c82fe7dd2c7a982da32"
 
 
 A = "tracks.0.adapter"
@@ -179,12 +179,14 @@ OTHER_VALUES: Json = {
     f"{T}.local_steps": 1,
     f"{T}.patients_per_step": 1,
     f"{T}.learning_rate": 1,
+    f"{T}.local_optimizer": "sgd",
     f"{T}.orpo_lambda": 0,
     f"{T}.nll_on": "sequence",
     f"{T}.max_prompt_tokens": 1,
     f"{T}.weighting": "uniform",
     f"{S}.name": "adam",
     f"{S}.learning_rate": 0.5,
+    f"{S}.schedule": "cosine",
     f"{S}.momentum": 0.5,
     f"{S}.beta1": 0.5,
     f"{S}.beta2": 0.5,
@@ -400,7 +402,7 @@ def required_paths() -> list[str]:
             "rejected_length",
         ),
         *("label_policy", "rejected_from", "reject_from", "middle", "orpo_lambda", "nll_on", "weighting"),
-        *("momentum", "beta1", "beta2", "epsilon", "max_abs_delta"),
+        *("local_optimizer", "momentum", "beta1", "beta2", "epsilon", "max_abs_delta"),
     }
     paths = [*CONTENT, *(f"tracks.0.{key}" for key in CONTENT["tracks"][0])]
     paths += [

@@ -1,0 +1,231 @@
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from client.patients.notes import NO_FINDINGS
+from client.patients.records import Finding, PatientRecord
+from client.preferences.store import create_master_key, load_pairs, read_master_key
+from client.student.model import adapter_spec, digest_base
+from client.worker import NoPairsError, Notes, SitePatients, SiteWorker, attach, attached, detach, site_seed
+from common.adapter import Block, initial_adapter
+from common.errors import DigestMismatchError, FederationError
+from common.fixedpoint import decode_counts
+from common.ids import RoundId, RunId, SiteId, site_id
+from common.messages import EvaluateTask, PrepareTask, Ready, TrainTask, TrainWords, train_fixed_point
+from common.metrics import MetricCounts
+from common.plan import RunPlan
+from common.tracks import RARE_DISEASE
+from simulations.federation import Models, imitation_plan, make_plan
+from simulations.scenarios import Population
+from tests.simulations.small import small_models, small_population, small_settings
+
+SITE = site_id("site-a")
+RUN = RunId("run-1")
+
+
+@pytest.fixture(scope="module")
+def population() -> Population:
+    return small_population()
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory, population: Population) -> Models:
+    return small_models(tmp_path_factory.mktemp("cache"), population)
+
+
+@pytest.fixture(scope="module")
+def plan(population: Population, models: Models) -> RunPlan:
+    return make_plan("test", small_settings().plan, population, models, 0)
+
+
+def worker_of(
+    plan: RunPlan, population: Population, models: Models, home: Path, patients: SitePatients | None = None
+) -> SiteWorker:
+    key = home / "master.key"
+    if not key.exists():
+        create_master_key(key)
+    return SiteWorker(
+        site_id=SITE,
+        plan=plan,
+        track=RARE_DISEASE.name,
+        patients=patients or population.sites[SITE],
+        answers=population.answers,
+        student=models.student,
+        encoders=models.encoders,
+        store=home / "pairs.json",
+        master_key=read_master_key(key),
+        recipe=small_settings().recipe,
+    )
+
+
+@pytest.fixture(scope="module")
+def worker(
+    plan: RunPlan, population: Population, models: Models, tmp_path_factory: pytest.TempPathFactory
+) -> SiteWorker:
+    return worker_of(plan, population, models, tmp_path_factory.mktemp("home"))
+
+
+def train_task(plan: RunPlan, models: Models, round_id: int = 1) -> TrainTask:
+    return TrainTask(
+        run_id=RUN,
+        round_id=RoundId(round_id),
+        track=RARE_DISEASE.name,
+        plan_digest=plan.digest(),
+        adapter=models.initial,
+    )
+
+
+def test_readiness_is_told_without_a_count(worker: SiteWorker, plan: RunPlan) -> None:
+    task = PrepareTask(run_id=RUN, track=RARE_DISEASE.name, plan_digest=plan.digest())
+    assert worker(task) == Ready(run_id=RUN, track=RARE_DISEASE.name, site_id=SITE)
+
+
+def test_pairs_are_stored_encrypted_under_their_plan(
+    plan: RunPlan, population: Population, models: Models, tmp_path: Path
+) -> None:
+    lessons = worker_of(plan, population, models, tmp_path).prepare()
+    written = (tmp_path / "pairs.json").read_bytes()
+    assert lessons.pairs[0].patient_id.encode() not in written
+    key = read_master_key(tmp_path / "master.key")
+    assert (
+        load_pairs(tmp_path / "pairs.json", master_key=key, plan_digest=plan.digest()).pairs == lessons.pairs
+    )
+
+
+def test_a_contribution_is_a_weighted_delta_with_its_counts(
+    worker: SiteWorker, plan: RunPlan, models: Models
+) -> None:
+    words = TrainWords.split(worker(train_task(plan, models)).words)
+    fixed_point = train_fixed_point(plan)
+    lessons = worker.prepare()
+    cap = plan.aggregation.site_patients_cap
+    assert fixed_point.decode(words.weight) == pytest.approx([len(lessons.encoded) / cap])
+    training = plan.tracks[0].training
+    patients, _, steps, clipped = decode_counts(words.counts)
+    assert (patients, steps, clipped) == (
+        training.patients_per_step * training.local_steps,
+        training.local_steps,
+        0,
+    )
+    assert np.abs(fixed_point.decode(words.delta)).max() > 0
+
+
+def test_the_same_task_gives_the_same_words(worker: SiteWorker, plan: RunPlan, models: Models) -> None:
+    first, second = (worker(train_task(plan, models)).words for _ in range(2))
+    assert (first == second).all()
+
+
+def test_evaluation_answers_with_counts_of_the_sites_own_test_patients(
+    worker: SiteWorker, plan: RunPlan, population: Population, models: Models
+) -> None:
+    task = EvaluateTask(
+        run_id=RUN,
+        round_id=RoundId(0),
+        track=RARE_DISEASE.name,
+        plan_digest=plan.digest(),
+        adapter=models.initial,
+    )
+    counts = MetricCounts.from_words(worker(task).words)
+    assert counts.n == len(population.sites[SITE].test)
+
+
+def test_a_task_of_another_plan_track_or_kind_is_refused(
+    worker: SiteWorker, plan: RunPlan, models: Models
+) -> None:
+    task = train_task(plan, models)
+    with pytest.raises(DigestMismatchError, match="plan"):
+        worker(replace(task, plan_digest="0" * 64))
+    with pytest.raises(FederationError, match="expected track rare_disease, got tissue_type"):
+        worker(replace(task, track="tissue_type"))
+    with pytest.raises(FederationError, match="expected a task, got Ready"):
+        worker(Ready(run_id=RUN, track=RARE_DISEASE.name, site_id=SITE))
+
+
+def test_other_answers_than_the_plans_are_refused(
+    plan: RunPlan, population: Population, models: Models, tmp_path: Path
+) -> None:
+    fewer = replace(population.answers, answers=population.answers.answers[:-1])
+    with pytest.raises(DigestMismatchError, match="answers"):
+        worker_of(plan, replace(population, answers=fewer), models, tmp_path)
+
+
+def test_who_withdrew_teaches_nobody(
+    plan: RunPlan, population: Population, models: Models, tmp_path: Path
+) -> None:
+    own = population.sites[SITE]
+    gone = own.train[0].patient_id
+    train = tuple(replace(r, withdrawn=r.patient_id == gone) for r in own.train)
+    lessons = worker_of(plan, population, models, tmp_path, replace(own, train=train)).prepare()
+    assert lessons.left_out == 1
+    assert gone not in {entry.patient_id for entry in lessons.encoded}
+    assert gone not in {ranking.patient_id for ranking in lessons.rankings}
+
+
+def test_a_site_without_a_pair_says_so(
+    plan: RunPlan, population: Population, models: Models, tmp_path: Path
+) -> None:
+    own = population.sites[SITE]
+    label = own.train[0].label
+    train = tuple(replace(r, label=label) for r in own.train[:12])
+    with pytest.raises(NoPairsError, match="site-a: no patient of track rare_disease gives"):
+        worker_of(plan, population, models, tmp_path, replace(own, train=train)).prepare()
+
+
+def test_imitation_teaches_the_label_alone(
+    plan: RunPlan, population: Population, models: Models, tmp_path: Path
+) -> None:
+    lessons = worker_of(imitation_plan(plan), population, models, tmp_path).prepare()
+    names = {r.patient_id: r.label[RARE_DISEASE.name] for r in population.sites[SITE].train}
+    for pair in lessons.pairs:
+        answer = population.answers.find(pair.chosen.split("1. ")[1])
+        assert answer is not None
+        assert answer.id == names[pair.patient_id]
+    assert {entry.pairs for entry in lessons.encoded} == {((0, None),)}
+
+
+def test_a_patient_in_train_and_test_is_refused(population: Population) -> None:
+    own = population.sites[SITE]
+    with pytest.raises(ValueError, match="Expected no patient in train and test, got 1"):
+        replace(own, test=(*own.test, own.train[0]))
+
+
+def test_hidden_findings_reach_no_prompt() -> None:
+    record = PatientRecord(
+        patient_id="p", case_id="p", sex="male", observed=(Finding(id="HP:0000316", label="Hypertelorism"),)
+    )
+    view = Notes(facial="hide", facial_ids=frozenset({"HP:0000316"})).view(record)
+    assert view.note == f"The patient was male. {NO_FINDINGS}"
+
+
+@pytest.fixture
+def attached_site() -> Iterator[SiteId]:
+    yield SITE
+    detach(SITE)
+
+
+def test_a_worker_is_attached_once_and_found_by_name(attached_site: SiteId) -> None:
+    with pytest.raises(FederationError, match="no worker is running for site site-a"):
+        attached(attached_site)
+    attach(attached_site, lambda message: message)
+    assert callable(attached(attached_site))
+    with pytest.raises(ValueError, match="Expected no worker for site site-a yet"):
+        attach(attached_site, lambda message: message)
+
+
+def test_two_sites_never_draw_alike() -> None:
+    seeds = {site_seed(0, site_id(name), use) for name in ("a", "b") for use in ("pairs", "order")}
+    assert len(seeds) == 4
+
+
+def test_the_base_is_what_the_plan_names(plan: RunPlan, models: Models) -> None:
+    track = plan.tracks[0]
+    assert (track.base_model_digest, track.tokenizer_digest) == digest_base(models.base)
+    spec = adapter_spec(
+        models.student.model.get_base_model(), replace(track.adapter, targets=("base_layer",))
+    )
+    assert initial_adapter(models.student.spec, 0).digest() == track.adapter.factors_digest
+    assert len(spec.modules) == len(models.student.spec.modules)
+    assert models.student.spec.size(Block.B) > 0
