@@ -26,7 +26,7 @@ from client.student.model import Student
 from client.student.orpo import PatientPairs
 from client.teacher.fit import TeacherRecipe
 from client.teacher.rank import Ranking, cross_fit, teachers_digest
-from client.teacher.sight import Encoders, encode_patients
+from client.teacher.sight import Memory
 from common.errors import DigestMismatchError, FederationError
 from common.ids import SiteId
 from common.messages import (
@@ -148,7 +148,7 @@ class SiteWorker:
         patients: SitePatients,
         answers: AnswerList,
         student: Student,
-        encoders: Encoders,
+        memory: Memory,
         store: Path,
         master_key: bytes,
         recipe: TeacherRecipe | None = None,
@@ -162,7 +162,7 @@ class SiteWorker:
             patients: The site's own.
             answers: The plan's.
             student: Its adapter values are overwritten by every task.
-            encoders: The teacher's eyes.
+            memory: The teacher's eyes, which look at each patient once.
             store: File for the pairs, encrypted.
             master_key: 32 bytes that wrap the file's key.
             recipe: Of the teacher's training.
@@ -172,7 +172,7 @@ class SiteWorker:
         """
         self._site, self._plan, self._track = site_id, plan, plan.track(track)
         self._patients, self._answers, self._student = patients, answers, student
-        self._encoders, self._store, self._master_key, self._recipe = encoders, store, master_key, recipe
+        self._memory, self._store, self._master_key, self._recipe = memory, store, master_key, recipe
         self._lessons: Lessons | None = None
         if answers.digest() != self._track.answers_digest:
             raise DigestMismatchError("answers", answers.digest(), self._track.answers_digest)
@@ -208,7 +208,7 @@ class SiteWorker:
                 self._patients,
                 self._answers,
                 self._student,
-                self._encoders,
+                self._memory,
                 self._recipe,
             )
             save_pairs(
@@ -265,7 +265,7 @@ def prepare_lessons(
     patients: SitePatients,
     answers: AnswerList,
     student: Student,
-    encoders: Encoders,
+    memory: Memory,
     recipe: TeacherRecipe | None,
 ) -> Lessons:
     """From patients to pairs: who may take part, what the teacher sees and ranks, what the student learns.
@@ -284,7 +284,7 @@ def prepare_lessons(
     views = {record.patient_id: patients.notes.view(record) for record in kept}
     rankings = cross_fit(
         kept,
-        encode_patients(views, encoders),
+        memory.look(views),
         track=name,
         answers={name: answers},
         plan=track.teacher,

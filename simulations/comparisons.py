@@ -17,7 +17,7 @@ from client.student.model import Student
 from client.student.predictions import Prediction, RankedAnswer
 from client.teacher.fit import TeacherRecipe, fit_teacher
 from client.teacher.rank import Ranking, rank_patients
-from client.teacher.sight import Encoders, encode_patients
+from client.teacher.sight import Memory
 from client.worker import SitePatients, site_prompts, site_seed
 from common.adapter import Adapter
 from common.ids import SiteId
@@ -160,7 +160,7 @@ class Bench:
 
 def rank_test_patients(
     sites: Mapping[SiteId, SitePatients],
-    encoders: Encoders,
+    memory: Memory,
     answers: AnswerList,
     track: TrackPlan,
     *,
@@ -176,7 +176,7 @@ def rank_test_patients(
     ranked: list[dict[str, Ranking]] = [{} for _ in eye_sets]
     for site, patients in sites.items():
         views = {r.patient_id: patients.notes.view(r) for r in (*patients.train, *patients.test)}
-        sight = encode_patients(views, encoders)
+        sight = memory.look(views)
         teacher = fit_teacher(
             patients.train,
             sight,

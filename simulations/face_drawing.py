@@ -38,6 +38,7 @@ from simulations.face_sketch import (
 
 STAIN: Color = (178.0, 46.0, 66.0)
 CURLS = ((0.0, -0.9), (0.48, -0.86), (0.26, -0.8), (0.77, -0.7), (0.94, -0.5), (0.58, -0.72))
+STRANDS = (0.05, 0.14, 0.23)  # of hair that stands up from the forehead
 SPOTS = ((0.2, 0.2), (0.3, 0.26), (0.13, 0.25), (0.24, 0.32), (0.36, 0.18), (0.1, 0.16))
 BEHIND = -0.2  # depth of neck and hair
 
@@ -134,14 +135,15 @@ def draw_head(sketch: Sketch, m: Measures, look: Look) -> None:
 
 def draw_skin(sketch: Sketch, m: Measures, look: Look) -> None:
     """Paint marks on the skin: a stain of the forehead, spots beside the nose, a tag before the ear."""
-    sketch.add(ellipse(0, -0.44, 0.12, 0.17), STAIN, 0.42 * m["stain"])
-    sketch.add(ellipse(0.03, -0.20, 0.07, 0.09), STAIN, 0.42 * m["stain"])
-    for x, y in SPOTS:
+    if (stain := 0.42 * m["stain"]) > FAINTEST:
+        sketch.add(ellipse(0, -0.44, 0.12, 0.17), STAIN, stain)
+        sketch.add(ellipse(0.03, -0.20, 0.07, 0.09), STAIN, stain)
+    for x, y in SPOTS if m["spots"] > FAINTEST else ():
         sketch.both(ellipse(x, y, 0.022, 0.022), mix(STAIN, DARK, 0.4), 0.7 * m["spots"])
-    sketch.both(ellipse(m["cheekbone"] - 0.05, 0.21, 0.035, 0.05), mix(lit(look.skin), FLESH, 0.4), m["tag"])
-    sketch.both(
-        ellipse(m["cheekbone"] - 0.035, 0.225, 0.018, 0.03), mix(look.skin, DARK, 0.5), 0.8 * m["tag"]
-    )
+    if (tag := m["tag"]) > FAINTEST:
+        place = m["cheekbone"] - 0.05
+        sketch.both(ellipse(place, 0.21, 0.035, 0.05), mix(lit(look.skin), FLESH, 0.4), tag)
+        sketch.both(ellipse(place + 0.015, 0.225, 0.018, 0.03), mix(look.skin, DARK, 0.5), 0.8 * tag)
 
 
 def draw_hair(sketch: Sketch, m: Measures, look: Look) -> None:
@@ -167,6 +169,6 @@ def draw_hair(sketch: Sketch, m: Measures, look: Look) -> None:
         ring = ellipse(x * temple, y, 0.055, 0.05)
         sketch.both(ring, mix(look.hair, WHITE, 0.2), 0.55 * curl * density, -0.05)
         sketch.both(moved(ring, 0.012, 0.02), mix(look.hair, DARK, 0.35), 0.5 * curl * density, -0.05)
-    for x in (0.05, 0.14, 0.23):  # strands that stand up from the forehead
+    for x in STRANDS if m["upsweep"] > FAINTEST else ():
         strand = np.array([(x - 0.05, line + 0.03), (x + 0.05, line + 0.03), (x + 0.09, line - 0.24)])
         sketch.add(strand, mix(look.hair, WHITE, 0.3), 0.8 * m["upsweep"], -0.05)

@@ -13,7 +13,7 @@ from client.preferences.store import create_master_key, read_master_key
 from client.student.model import Student, adapter_spec, digest_base, load_base, make_student
 from client.teacher.eyes import load_image_encoder, load_note_encoder
 from client.teacher.fit import TeacherRecipe
-from client.teacher.sight import Encoders
+from client.teacher.sight import Encoders, Memory
 from client.worker import SiteWorker, attach, detach
 from common.adapter import Adapter, initial_adapter, save_adapter
 from common.ids import RunId, SiteId
@@ -36,13 +36,13 @@ class Models:
     Attributes:
         base: Folder of the student's base.
         student: The base with LoRA layers; whoever uses it loads an adapter first.
-        encoders: The teachers' eyes.
+        memory: The teachers' eyes, which look at each patient once.
         initial: The adapter that every training starts from.
     """
 
     base: Path
     student: Student
-    encoders: Encoders
+    memory: Memory
     initial: Adapter
 
 
@@ -54,7 +54,9 @@ def load_models(base: Path, eyes: Path, settings: PlanSettings, seed: int) -> Mo
     return Models(
         base=base,
         student=make_student(model, tokenizer, spec),
-        encoders=Encoders(photo=load_image_encoder(str(eyes)), note=load_note_encoder(str(base))),
+        memory=Memory(
+            Encoders(photo=load_image_encoder(str(eyes)), note=load_note_encoder(str(base), batch_size=64))
+        ),
         initial=initial_adapter(spec, seed),
     )
 
@@ -114,7 +116,7 @@ def make_workers(
             patients=population.sites[site],
             answers=population.answers,
             student=models.student,
-            encoders=models.encoders,
+            memory=models.memory,
             store=folder / f"pairs-{plan.digest()[:16]}.json",
             master_key=read_master_key(key_path),
             recipe=recipe,

@@ -69,7 +69,7 @@ class Presentation:
 
     faint: float = 0.5
     family: float = 1.0
-    missed: float = 0.5
+    missed: float = 0.55
     generalized: float = 0.35
     background: float = 1.0
     excluded: float = 4.0
@@ -138,6 +138,7 @@ def draw_patient(
     written = _write_down([t.finding for t in present if not t.facial], casebook, presentation, rng)
     observed = _distinct([*facial, *written]) or [max(possible, key=lambda t: t.frequency).finding]
     has = {finding.id for finding in observed} | {typical.finding.id for typical in present}
+    has |= _broader_ids(has, casebook)
     record = PatientRecord(
         patient_id=patient_id,
         case_id=patient_id,
@@ -300,6 +301,15 @@ def _exclude(
     looked_for = _distinct([typical.finding for other in thought_of for typical in other.findings])
     impossible = has if sex == "male" else has | casebook.male_only
     return tuple(_some([one for one in looked_for if one.id not in impossible], presentation.excluded, rng))
+
+
+def _broader_ids(hp_ids: set[str], casebook: Casebook) -> set[str]:
+    """Return what else is true of somebody with these findings: all that the casebook calls broader."""
+    above: set[str] = set()
+    level = hp_ids
+    while level := {casebook.broader[one].id for one in level if one in casebook.broader} - above:
+        above |= level
+    return above
 
 
 def _some(findings: Sequence[Finding], mean: float, rng: np.random.Generator) -> list[Finding]:

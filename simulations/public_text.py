@@ -135,9 +135,9 @@ def _frequencies(
 
 
 def from_syndromes(casebook: Casebook, *, seed: int) -> PublicText:
-    """Public text of the synthetic syndromes: their descriptions, in prose.
+    """Public text of the synthetic syndromes: their descriptions in prose, and how often a finding occurs.
 
-    Notes are not drawn from them: what findings stand together in a patient is for the sites to learn.
+    Facial findings are in the prose alone, as the run's notes leave them to the photo.
     """
     rng = np.random.default_rng([seed, 3])
     sentences = [syndrome.description() for syndrome in casebook.syndromes]
@@ -149,7 +149,14 @@ def from_syndromes(casebook: Casebook, *, seed: int) -> PublicText:
         parents={},
         sentences=tuple(dict.fromkeys(sentences)),
         names=tuple(syndrome.name for syndrome in casebook.syndromes),
-        diseases=(),
+        diseases=tuple(
+            PublicDisease(
+                name=syndrome.name,
+                frequencies={t.finding.id: t.frequency for t in syndrome.findings if not t.facial},
+                planned=True,
+            )
+            for syndrome in casebook.syndromes
+        ),
     )
 
 

@@ -290,7 +290,7 @@ def judge_all(
     with stages.stage("teachers_tested"):
         both, photo, note = rank_test_patients(
             population.sites,
-            models.encoders,
+            models.memory,
             population.answers,
             track,
             seed=settings.seed,

@@ -17,7 +17,7 @@ from torch import Tensor
 from client.preferences.pairs import PreferencePair
 from client.student.model import Student
 from client.student.orpo import PatientPairs, orpo_losses
-from common.adapter import Adapter, Block
+from common.adapter import Adapter, AdapterMode, Block
 from common.plan import TrainingPlan
 from common.schedule import rate_factor
 
@@ -119,13 +119,14 @@ def fit_alone(
     seed: int,
     on_progress: Callable[[int], None] | None = None,
 ) -> LocalUpdate:
-    """Train both blocks at once, without a federation: what one site, or one machine with all data, would do.
+    """Train without a federation: what one site, or one machine with all data, would do.
 
-    It takes as many steps as a site takes in the whole run, with AdamW throughout and a cosine schedule.
+    It takes as many steps as a site takes in the whole run, with AdamW throughout and a cosine schedule. The
+    blocks are those that the federation may train: B alone in ``ffa``, else both at once.
     """
     student.load(adapter)
-    factors = [*student.train_block(Block.A)]
-    factors += student.train_block(Block.B)
+    factors = student.train_block(Block.A) if adapter.spec.mode is not AdapterMode.FFA else []
+    factors = factors + student.train_block(Block.B)
     for factor in factors:
         factor.requires_grad = True
     batches = draw_batches(patients, patients_per_step, seed=seed, first_step=0)

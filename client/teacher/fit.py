@@ -27,6 +27,9 @@ from common.plan import TeacherPlan
 from common.tracks import AnswerList, Eye
 
 
+STEPS_A_PASS = 8
+
+
 @dataclass(frozen=True, kw_only=True)
 class TeacherRecipe:
     """How a trunk is trained; a site's own affair, since only rankings come of it.
@@ -35,7 +38,7 @@ class TeacherRecipe:
         hidden: Width of the trunk.
         learning_rate: Of AdamW.
         weight_decay: Of AdamW.
-        batch_size: Patients a step.
+        batch_size: Patients a step, at most; a small site takes smaller steps, STEPS_A_PASS of them a pass.
         most_epochs: Passes over the patients, at most.
         patience: Passes without improvement before training stops.
         validation_share: Share of the patients who are set aside to stop by.
@@ -45,7 +48,7 @@ class TeacherRecipe:
     hidden: int = 256
     learning_rate: float = 1e-3
     weight_decay: float = 1e-2
-    batch_size: int = 64
+    batch_size: int = 128
     most_epochs: int = 60
     patience: int = 6
     validation_share: float = 0.15
@@ -227,12 +230,13 @@ def _train(
         for track, labels in learn.labels.items()
     }
     optimizer = torch.optim.AdamW(
-        trunk.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
+        trunk.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True
     )
+    size = max(1, min(recipe.batch_size, len(learn) // STEPS_A_PASS))
     best_loss, best_epoch, best = math.inf, 0, copy.deepcopy(trunk.state_dict())
     for epoch in range(1, recipe.most_epochs + 1):
         trunk.train()
-        for batch in _batches(learn, recipe.batch_size, rng):
+        for batch in _batches(learn, size, rng):
             loss = _loss(
                 trunk, _dimmed(batch, plan.modality_dropout, recipe.input_dropout, generator), weights
             )

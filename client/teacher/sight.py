@@ -100,6 +100,37 @@ def seen_by(sight: Sight, eyes: Collection[Eye]) -> NDArray[np.bool_]:
     return seen
 
 
+class Memory:
+    """Encoders that look at each patient once, however often they are asked."""
+
+    def __init__(self, encoders: Encoders) -> None:
+        """Remember what ``encoders`` see, for as long as this object lives."""
+        self._encoders = encoders
+        self._seen: Sight | None = None
+
+    def look(self, views: Mapping[str, ModelView]) -> Sight:
+        """What the eyes see of these patients, one at least, in their order.
+
+        Guarantee: a patient who was seen before is not looked at again.
+        """
+        if self._seen is None:
+            self._seen = encode_patients(views, self._encoders)
+        known = set(self._seen.patient_ids)
+        new = {patient: view for patient, view in views.items() if patient not in known}
+        if new:
+            self._seen = _joined(self._seen, encode_patients(new, self._encoders))
+        row = {patient: place for place, patient in enumerate(self._seen.patient_ids)}
+        return self._seen.rows(np.array([row[patient] for patient in views], dtype=np.int64))
+
+
+def _joined(one: Sight, other: Sight) -> Sight:
+    return Sight(
+        patient_ids=(*one.patient_ids, *other.patient_ids),
+        vectors={eye: np.concatenate([each, other.vectors[eye]]) for eye, each in one.vectors.items()},
+        present={eye: np.concatenate([each, other.present[eye]]) for eye, each in one.present.items()},
+    )
+
+
 def encode_patients(views: Mapping[str, ModelView], encoders: Encoders) -> Sight:
     """Look at each patient once; ``views`` by patient id.
 

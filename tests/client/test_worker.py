@@ -54,7 +54,7 @@ def worker_of(
         patients=patients or population.sites[SITE],
         answers=population.answers,
         student=models.student,
-        encoders=models.encoders,
+        memory=models.memory,
         store=home / "pairs.json",
         master_key=read_master_key(key),
         recipe=small_settings().recipe,

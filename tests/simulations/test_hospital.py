@@ -109,6 +109,17 @@ def test_what_was_looked_for_and_not_found_belongs_to_other_syndromes_and_not_to
     assert np.mean(counts) == pytest.approx(Presentation().excluded, abs=0.6)
 
 
+def test_what_is_broader_than_a_finding_is_not_said_to_be_absent() -> None:
+    rng = np.random.default_rng(0)
+    for patient in (draw_patient(s, rng, photo_size=None) for s in BOOK.syndromes for _ in range(20)):
+        absent = {finding.id for finding in patient.excluded}
+        for finding in patient.observed:
+            hp_id = finding.id
+            while hp_id in BOOK.broader:
+                hp_id = BOOK.broader[hp_id].id
+                assert hp_id not in absent
+
+
 def test_girls_have_no_findings_of_boys_and_some_syndromes_are_mostly_male() -> None:
     rng = np.random.default_rng(0)
     fragile = next(syndrome for syndrome in BOOK.syndromes if syndrome.male_share > 0.5)

@@ -31,13 +31,8 @@ from client.teacher.eyes import (
 )
 from common.errors import BadFileError
 
-WORDS = [
-    "<pad>",
-    "<s>",
-    "[UNK]",
-    *["the", "boy", "was", "tall", "and", "had", "long", "fingers", "no", "other", "findings"],
-]
 NOTE = "the boy was tall and had long fingers"
+WORDS = ["<pad>", "<s>", "[UNK]", *NOTE.split(), "no", "other", "findings"]
 
 
 @pytest.fixture(scope="module", autouse=True)
