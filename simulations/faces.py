@@ -29,6 +29,7 @@ __all__ = [
     "draw_look",
     "face_measures",
     "is_visible",
+    "photograph_face",
     "render_face",
     "visible_findings",
 ]
@@ -118,9 +119,15 @@ def render_face(finding_ids: Collection[str], rng: np.random.Generator, size: in
 
     Guarantee: the same findings, in any order, and the same generator state give the same pixels.
     """
+    return photograph_face(face_measures(finding_ids, rng), rng, size)
+
+
+def photograph_face(
+    measures: Mapping[str, float], rng: np.random.Generator, size: int = 64
+) -> NDArray[np.uint8]:
+    """Return a synthetic photo, uint8 (size, size, 3), of a face with these measures."""
     if size < 16:
         raise ValueError(f"Expected a size of at least 16 pixels, got {size}")
-    measures = face_measures(finding_ids, rng)
     image = draw_face(measures, draw_look(measures, rng), size)
     return _photograph(image, rng)
 

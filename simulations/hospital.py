@@ -23,7 +23,15 @@ from client.patients.notes import Facial, write_note
 from client.patients.records import Finding, PatientRecord, PhotoRef
 from common.ids import SiteId, site_id
 from common.tracks import RARE_DISEASE
-from simulations.faces import DISTINCT_FINDINGS, FACIAL_TERMS, contradict, render_face
+from simulations.face_terms import MEASURES
+from simulations.faces import (
+    DISTINCT_FINDINGS,
+    FACIAL_TERMS,
+    contradict,
+    face_measures,
+    photograph_face,
+    render_face,
+)
 from simulations.syndromes import Casebook, Syndrome, load_casebook, load_syndromes
 
 __all__ = [
@@ -37,6 +45,7 @@ __all__ = [
     "load_syndromes",
     "make_hospitals",
     "public_faces",
+    "public_portraits",
     "stream",
 ]
 
@@ -260,6 +269,26 @@ def public_faces(seed: int, n: int, *, size: int = 64) -> tuple[NDArray[np.uint8
         shown[number, columns] = True
         photos[number] = render_face([DISTINCT_FINDINGS[column] for column in columns], rng, size)
     return photos, shown
+
+
+def public_portraits(seed: int, n: int, *, size: int = 64) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """Draw the faces of ``public_faces`` with what they measure, to pretrain a photo encoder on.
+
+    Returns:
+        Photos, uint8 (n, size, size, 3), and the measures of each face in spreads from their mean, float32
+        (n, measures), in the order of ``face_terms.MEASURES``.
+
+    Guarantee: public portraits share no random stream with a site's patients, whatever the seeds.
+    """
+    photos = np.empty((n, size, size, 3), dtype=np.uint8)
+    measured = np.empty((n, len(MEASURES)), dtype=np.float32)
+    for number in range(n):
+        rng = stream(seed, Purpose.PUBLIC_FACES, number)
+        findings = [DISTINCT_FINDINGS[column] for column in _draw_compatible(rng)]
+        measures = face_measures(findings, rng)
+        measured[number] = [(measures[name] - one.mean) / one.spread for name, one in MEASURES.items()]
+        photos[number] = photograph_face(measures, rng, size)
+    return photos, measured
 
 
 def _draw_compatible(rng: np.random.Generator) -> list[int]:

@@ -1,8 +1,9 @@
 """A tiny photo encoder pretrained on public faces: a stand-in for a face network on a machine of two cores.
 
-A real architecture of ``timm``, saved as a folder that timm loads. It learns which findings a drawn face
-shows, from faces whose random streams no site's patient shares, so that its vectors are of faces and not of
-patients. Deterministic in recipe and seed, cached under a name that is its digest.
+A real architecture of ``timm``, saved as a folder that timm loads. It learns to measure drawn faces (how far
+apart the eyes are, how long the nose is) whose random streams no site's patient shares, so that its vectors
+are of faces and not of patients. Measures teach it faster than findings do: a face has all of the former and
+few of the latter. Deterministic in recipe and seed, cached under a name that is its digest.
 """
 
 from __future__ import annotations
@@ -10,9 +11,10 @@ from __future__ import annotations
 import hashlib
 import shutil
 import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -23,11 +25,21 @@ from torch import Tensor, nn
 
 from common.canonical import canonical_json, plain
 from common.schedule import rate_factor
-from simulations.hospital import public_faces
+from simulations.hospital import public_portraits
 
-CODE_VERSION = 2
+CODE_VERSION = 3
 """Part of every cached folder's digest: raised whenever this file or the drawing makes another encoder."""
-MOST_SHIFT = 3
+WHOLE_FACE: Mapping[str, int | str | bool] = MappingProxyType(
+    {
+        "img_size": 64,
+        "patch_size": 64,
+        "embed_dim": 192,
+        "depth": 2,
+        "num_heads": 3,
+        "class_token": False,
+        "global_pool": "avg",
+    }
+)
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 
 
@@ -37,17 +49,21 @@ class EyesRecipe:
 
     Attributes:
         architecture: A model name of ``timm``.
+        arguments: Of its construction. By default one patch as large as the face: drawn faces stand still,
+            and a network that pools over places is slow to learn where a mouth is (mean R² of the measures
+            after as many steps: 0.03 against 0.14).
         faces: Public faces it learns from.
         size: Height and width of a face, pixels.
         epochs, batch, learning_rate: Of the pretraining; the rate warms up, then falls as a cosine.
     """
 
-    architecture: str = "test_resnet"
+    architecture: str = "vit_tiny_patch16_224"
+    arguments: Mapping[str, int | str | bool] = field(default_factory=lambda: dict(WHOLE_FACE))
     faces: int = 6000
     size: int = 64
-    epochs: int = 8
+    epochs: int = 10
     batch: int = 64
-    learning_rate: float = 3e-3
+    learning_rate: float = 1e-3
 
 
 def tiny_eyes(
@@ -70,6 +86,7 @@ def tiny_eyes(
         save_for_hf(
             model,
             str(made),
+            model_args=dict(recipe.arguments),
             safe_serialization=True,
             data_config={"input_size": (3, recipe.size, recipe.size), "mean": MEAN, "std": STD},
         )
@@ -84,17 +101,13 @@ def steps_of(recipe: EyesRecipe) -> int:
 
 
 def pretrain(recipe: EyesRecipe, seed: int, *, on_progress: Callable[[int], None] | None = None) -> nn.Module:
-    """A network that says which findings a face shows; the same bytes for the same arguments."""
-    photos, shown = public_faces(seed, recipe.faces, size=recipe.size)
-    pixels, targets = torch.from_numpy(photos), torch.from_numpy(shown).float()
+    """A network that measures faces; the same bytes for the same arguments on one machine."""
+    photos, measured = public_portraits(seed, recipe.faces, size=recipe.size)
+    pixels, targets = torch.from_numpy(photos), torch.from_numpy(measured)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model: Any = timm.create_model(recipe.architecture, num_classes=targets.shape[1])
-    # Starting from how often each finding is shown saves the steps that would otherwise learn just that.
-    shares = targets.mean(dim=0).clamp(1e-3, 1 - 1e-3)
-    with torch.no_grad():
-        model.get_classifier().bias.copy_(torch.logit(shares))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, weight_decay=0.02)
+        model: Any = timm.create_model(recipe.architecture, num_classes=targets.shape[1], **recipe.arguments)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, weight_decay=0.1)
     rng = np.random.default_rng([seed, 5])
     steps, done = steps_of(recipe), 0
     model.train()
@@ -104,8 +117,8 @@ def pretrain(recipe: EyesRecipe, seed: int, *, on_progress: Callable[[int], None
             rows = order[start : start + recipe.batch]
             for group in optimizer.param_groups:
                 group["lr"] = recipe.learning_rate * rate_factor("cosine", done, steps)
-            logits = model(_moved(normalized(pixels[rows]), rng))
-            loss = nn.functional.binary_cross_entropy_with_logits(logits, targets[rows])
+            found = model(normalized(pixels[rows]))
+            loss = nn.functional.smooth_l1_loss(found, targets[rows])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -113,13 +126,6 @@ def pretrain(recipe: EyesRecipe, seed: int, *, on_progress: Callable[[int], None
             if on_progress is not None:
                 on_progress(1)
     return model.eval()
-
-
-def _moved(images: Tensor, rng: np.random.Generator) -> Tensor:
-    """The batch shifted by a few pixels, and mirrored half the time."""
-    shift = rng.integers(-MOST_SHIFT, MOST_SHIFT + 1, size=2).tolist()
-    images = torch.roll(images, shift, dims=(2, 3))
-    return images.flip(3) if rng.random() < 0.5 else images
 
 
 def normalized(pixels: Tensor) -> Tensor:
