@@ -335,11 +335,12 @@ def collect(
         site: [row for row, truth in enumerate(union) if truth in {r.label[TRACK] for r in patients.train}]
         for site, patients in population.sites.items()
     }
-    rng = np.random.default_rng(settings.seed)
     methods: dict[str, MethodResult | MethodBySite] = {
-        name: MethodResult(union=score(one.outcomes, rng)) for name, one in teachers.items()
+        name: MethodResult(union=score(one.outcomes, _draws(settings.seed, name)))
+        for name, one in teachers.items()
     }
     for name, verdict in judged.items():
+        rng = _draws(settings.seed, name)
         student = trained[name]
         if isinstance(verdict, dict) and isinstance(student, dict):
             methods[name] = {
@@ -363,6 +364,11 @@ def collect(
         },
         aggregation=AggregationResult.of(state.history, retried=state.retried),
     )
+
+
+def _draws(seed: int, method: str) -> np.random.Generator:
+    """What a method's intervals are drawn with: they do not depend on which other methods ran."""
+    return np.random.default_rng([seed, *method.encode()])
 
 
 def _method(

@@ -244,7 +244,7 @@ def _train(
             loss.backward()
             optimizer.step()
         # With nobody to stop by, every pass counts as better than the last.
-        loss_now = _stopping_loss(trunk, stop, weights) if len(stop) else -float(epoch)
+        loss_now = _stopping_loss(trunk, stop) if len(stop) else -float(epoch)
         if loss_now < best_loss:
             best_loss, best_epoch, best = loss_now, epoch, copy.deepcopy(trunk.state_dict())
         elif epoch - best_epoch >= recipe.patience:
@@ -271,7 +271,7 @@ def _dimmed(
 
 
 def _loss(trunk: FusionTrunk, batch: _Table, weights: Mapping[str, Tensor]) -> Tensor:
-    """Class-balanced cross-entropy, the tracks' means summed."""
+    """Cross-entropy with these weights of answers, the tracks' means summed."""
     logits = trunk(batch.vectors, batch.present)
     total = torch.zeros(())
     for track, labels in batch.labels.items():
@@ -284,8 +284,13 @@ def _loss(trunk: FusionTrunk, batch: _Table, weights: Mapping[str, Tensor]) -> T
     return total
 
 
-def _stopping_loss(trunk: FusionTrunk, stop: _Table, weights: Mapping[str, Tensor]) -> float:
-    """The same loss over those set aside, who bring all their eyes."""
+def _stopping_loss(trunk: FusionTrunk, stop: _Table) -> float:
+    """The loss over those set aside, with all their eyes open and every patient counted the same.
+
+    Balanced by answers it would hang on the few patients of rare ones: on synthetic hospitals training then
+    stopped after 1 to 8 passes instead of 10 to 15, and the note alone reached top-1 0.16 instead of 0.32.
+    """
     trunk.eval()
+    even = {track: torch.ones(count) for track, count in trunk.answers.items()}
     with torch.no_grad():
-        return float(_loss(trunk, stop, weights))
+        return float(_loss(trunk, stop, even))

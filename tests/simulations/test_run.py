@@ -86,7 +86,7 @@ def test_the_released_student_answers_as_the_run_reported(place: Path, content: 
 
 
 def test_any_folder_can_be_the_base(place: Path, content: dict[str, object], tmp_path: Path) -> None:
-    (folder,) = (place / "cache").glob("tiny-base-*")
+    folder = Path(load_student(place / "grid" / "students" / "rare_disease").card.base_model)
     empty = tmp_path / "cache"
     again = run(tmp_path / "out", empty, base_model=folder, methods=("federated_orpo",))
     assert not list(empty.glob("tiny-base-*"))

@@ -48,7 +48,7 @@ def photo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         model = timm.create_model("test_byobnet", num_classes=5)
         model(torch.randn(8, 3, 32, 32))
     config = {"input_size": (3, 32, 32), "mean": (0.2, 0.3, 0.4), "std": (0.5, 0.6, 0.7)}
-    save_for_hf(model, str(folder), data_config=config)
+    save_for_hf(model, str(folder), data_config=config, safe_serialization=True)
     return folder
 
 
