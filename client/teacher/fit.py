@@ -26,7 +26,6 @@ from client.teacher.sight import ALL_EYES, Sight, seen_by
 from common.plan import TeacherPlan
 from common.tracks import AnswerList, Eye
 
-
 STEPS_A_PASS = 8
 
 

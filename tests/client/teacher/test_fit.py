@@ -18,7 +18,7 @@ from common.tracks import RARE_DISEASE, TISSUE_TYPE, Answer, AnswerList, Eye
 
 TRACK, OTHER = RARE_DISEASE.name, TISSUE_TYPE.name
 PLAN = TeacherPlan(modality_dropout=0.2)
-RECIPE = TeacherRecipe(hidden=32, most_epochs=15)
+RECIPE = TeacherRecipe(hidden=32, most_epochs=15, batch_size=32)
 
 
 @pytest.fixture(scope="module", autouse=True)
