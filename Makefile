@@ -26,7 +26,7 @@ check: $(INSTALLED) ## set up, then lint, types, import rules and tests: what .c
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest
 
-bench: $(INSTALLED) ## set up, then run every benchmark; each ends with one JSON line
+bench: $(INSTALLED) ## set up, then run every benchmark in simulations/benchmarks (none yet)
 	@set -e; for name in $(BENCHMARKS); do \
 		echo "== $$name"; $(BIN)/python -m simulations.benchmarks.$$name; \
 	done
