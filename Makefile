@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 UV := $(BIN)/python -m uv
 INSTALLED := $(VENV)/.installed
-BENCHMARKS := $(filter-out __init__,$(basename $(notdir $(wildcard simulations/benchmarks/*.py))))
+BENCHMARKS := $(filter-out _%,$(basename $(notdir $(wildcard simulations/benchmarks/*.py))))
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -26,7 +26,7 @@ check: $(INSTALLED) ## set up, then lint, types, import rules and tests: what .c
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest
 
-bench: $(INSTALLED) ## set up, then run every benchmark in simulations/benchmarks (none yet)
+bench: $(INSTALLED) ## set up, then run every benchmark in simulations/benchmarks
 	@set -e; for name in $(BENCHMARKS); do \
 		echo "== $$name"; $(BIN)/python -m simulations.benchmarks.$$name; \
 	done

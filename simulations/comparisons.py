@@ -101,12 +101,22 @@ class Bench:
             self._judged(self.new, ranked[count:], None, ()),
         )
 
-    def judge_teacher(self, rankings: Mapping[str, Ranking]) -> Judged:
-        """Teachers' answers on the union; a patient whom none could look at has no answer."""
+    def judge_rankings(self, rankings: Mapping[str, Ranking]) -> tuple[Judged, Judged]:
+        """Rankings by patient id, on the union and on new publications; who is not ranked has no answer.
+
+        New publications of which nobody is ranked are left out: they belong to no teacher's hospital.
+        """
+        new = self.new if any(record.patient_id in rankings for record in self.new) else ()
+        return (
+            self._judged(self.union, self._ranked(self.union, rankings), None, ()),
+            self._judged(new, self._ranked(new, rankings), None, ()),
+        )
+
+    def _ranked(self, records: Sequence[PatientRecord], rankings: Mapping[str, Ranking]) -> list[RankedCase]:
         top = self._settings.top
         index = {answer.id: place for place, answer in enumerate(self.answers.answers)}
         ranked = []
-        for record in self.union:
+        for record in records:
             ranking = rankings.get(record.patient_id)
             if ranking is None:
                 ranked.append(RankedCase(answers=(), confidence=()))
@@ -117,7 +127,7 @@ class Bench:
                     confidence=tuple(float(np.exp(score)) for score in ranking.scores[:top]),
                 )
             )
-        return self._judged(self.union, ranked, None, ())
+        return ranked
 
     def _judged(
         self,

@@ -58,13 +58,14 @@ class Population:
 def synthetic_population(data: SyntheticData, seed: int) -> Population:
     """Hospitals of drawn patients, whose notes were written without the findings that their photos show."""
     casebook = load_casebook()
+    notes = Notes(facial="hide", facial_ids=frozenset(FACIAL_TERMS))
     hospitals = make_hospitals(
         seed, data.sites, skew=data.skew, seen_share=data.seen_share, test_per_answer=data.test_per_answer
     )
     return Population(
         answers=casebook.answers,
         sites={
-            site: SitePatients(train=hospital.train, test=hospital.test, notes=Notes())
+            site: SitePatients(train=hospital.train, test=hospital.test, notes=notes)
             for site, hospital in hospitals.items()
         },
         new_publications=(),

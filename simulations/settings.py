@@ -15,8 +15,8 @@ from common.settings import load_settings
 from simulations.tiny_base import BaseRecipe
 from simulations.tiny_eyes import EyesRecipe
 
-METHODS = ("base", "teacher", "local_orpo", "pooled_orpo", "federated_orpo", "local_sft", "pooled_sft",
-           "federated_sft")  # fmt: skip
+METHODS = ("base", "teacher", "linear_model", "linear_model_with_exclusions", "local_orpo", "pooled_orpo",
+           "federated_orpo", "local_sft", "pooled_sft", "federated_sft")  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
