@@ -8,7 +8,7 @@ end in one `SettingsError` that names the key from the outside (`plan.tracks[0].
 from __future__ import annotations
 
 import dataclasses
-import math
+import sys
 import types
 import typing
 from collections.abc import Callable, Mapping, MutableMapping
@@ -74,7 +74,8 @@ def convert(hint: Any, value: Any, where: str) -> Any:
 def _read_scalar(hint: Any, value: Any, where: str) -> Any:
     # A boolean is an int in Python, yet `rounds: true` is a slip of the pen.
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if hint is float and is_number and math.isfinite(value):
+    # Compared, not asked with math.isfinite, which fails on an integer beyond the range of floats.
+    if hint is float and is_number and abs(value) <= sys.float_info.max:
         return float(value)
     if hint is int and is_number and isinstance(value, int):
         return int(value)

@@ -107,6 +107,11 @@ def test_what_is_left_out_has_its_default() -> None:
             {"inner": {"steps": 1, "rate": float("nan")}},
             "outer.inner.rate: expected a finite number, got nan",
         ),
+        (
+            {"inner": {"steps": 1, "rate": float("inf")}},
+            "outer.inner.rate: expected a finite number, got inf",
+        ),
+        ({"inner": {"steps": 1, "rate": 10**309}}, "outer.inner.rate: expected a finite number, got 1000"),
         ({"inner": 7}, "outer.inner: expected a mapping of Inner's keys, got 7"),
         ({"others": [{"steps": 1}, {}]}, "outer.others[1].steps: expected a whole number, got nothing"),
         ({"others": {"steps": 1}}, "outer.others: expected a list, got a mapping"),
