@@ -106,7 +106,10 @@ def make_llama_student(vocabulary: int, width: int, layers: int) -> Student:
 def _word_tokenizer() -> PreTrainedTokenizerFast:
     words = {PAD: PAD_ID, BEGIN: BEGIN_ID, END: END_ID, "a": 3, "b": 4}
     return PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer(models.WordLevel(words, unk_token=PAD)), pad_token=PAD, bos_token=BEGIN, eos_token=END
+        tokenizer_object=Tokenizer(models.WordLevel(words, unk_token=PAD)),
+        pad_token=PAD,
+        bos_token=BEGIN,
+        eos_token=END,
     )
 
 
@@ -158,7 +161,12 @@ class TrlStep:
             self._trainer = ORPOTrainer(
                 model=student.model,
                 args=ORPOConfig(
-                    output_dir=folder, beta=LAMBDA, report_to=[], use_cpu=True, disable_tqdm=True, remove_unused_columns=False
+                    output_dir=folder,
+                    beta=LAMBDA,
+                    report_to=[],
+                    use_cpu=True,
+                    disable_tqdm=True,
+                    remove_unused_columns=False,
                 ),
                 train_dataset=Dataset.from_dict({"prompt": ["a"], "chosen": ["b"], "rejected": ["a"]}),
                 processing_class=student.tokenizer,
