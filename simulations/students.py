@@ -6,14 +6,15 @@ Who learns from the same pairs does so in equal steps.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from client.student.fit import fit_alone
+from client.student.orpo import PatientPairs
 from client.worker import SiteWorker
 from common.adapter import Adapter
 from common.ids import SiteId
-from common.plan import RunPlan
+from common.plan import RunPlan, TrainingPlan
 from server.rounds import TrackState
 from simulations.federation import TRACK, Models, federate, imitation_plan, make_workers
 from simulations.scenarios import Population
@@ -60,102 +61,108 @@ def train_students(
             for worker in workers.values():
                 worker.prepare()
                 advance(1)
-        if f"federated_{loss}" in settings.methods:
-            trained[f"federated_{loss}"] = train_federated(settings, its_plan, workers, models, loss, stages)
-        if f"local_{loss}" in settings.methods:
-            trained[f"local_{loss}"] = train_local(settings, its_plan, workers, models, loss, stages)
-        if f"pooled_{loss}" in settings.methods:
-            trained[f"pooled_{loss}"] = train_pooled(settings, its_plan, workers, models, loss, stages)
+        course = Course(
+            settings=settings, plan=its_plan, workers=workers, models=models, loss=loss, stages=stages
+        )
+        for name, train in course.trainings().items():
+            if name in settings.methods:
+                trained[name] = train()
     return trained
 
 
-def train_federated(
-    settings: SimulationSettings,
-    plan: RunPlan,
-    workers: Mapping[SiteId, SiteWorker],
-    models: Models,
-    loss: str,
-    stages: Stages,
-) -> Trained:
-    """The federation's student."""
-    started = time.perf_counter()
-    rounds = plan.track(TRACK).training.rounds
-    seen = [0]
-    with stages.stage(f"federated_{loss}", rounds) as advance:
+@dataclass(frozen=True, kw_only=True)
+class Course:
+    """What the students of one loss are trained with: the same pairs, in equal steps.
 
-        def on_state(state: TrackState) -> None:
-            advance(int(state.round_id) - seen[0])
-            seen[0] = int(state.round_id)
+    Attributes:
+        settings: Of the simulation.
+        plan: Of this loss.
+        workers: By site, with their pairs made.
+        models: Base, adapter and student.
+        loss: As methods name it.
+        stages: The run's.
+    """
 
-        state = federate(
-            plan,
-            workers,
-            models.initial,
-            link=settings.link,
-            folder=settings.out / "coordinator" / loss,
-            on_state=on_state,
-        )
-    largest = max((report.bytes_up // max(1, len(report.survivors)) for report in state.history), default=0)
-    return Trained(
-        adapter=state.adapter,
-        seconds=time.perf_counter() - started,
-        bytes_up=largest * len(state.history),
-        state=state,
-    )
+    settings: SimulationSettings
+    plan: RunPlan
+    workers: Mapping[SiteId, SiteWorker]
+    models: Models
+    loss: str
+    stages: Stages
 
+    def trainings(self) -> dict[str, Callable[[], Trained | Mapping[SiteId, Trained]]]:
+        """How each method trains, by method."""
+        return {
+            f"federated_{self.loss}": self.train_federated,
+            f"local_{self.loss}": self.train_local,
+            f"pooled_{self.loss}": self.train_pooled,
+        }
 
-def train_local(
-    settings: SimulationSettings,
-    plan: RunPlan,
-    workers: Mapping[SiteId, SiteWorker],
-    models: Models,
-    loss: str,
-    stages: Stages,
-) -> dict[SiteId, Trained]:
-    """One student a site, from its own pairs alone, in as many steps as it takes in the federation."""
-    training = plan.track(TRACK).training
-    done: dict[SiteId, Trained] = {}
-    with stages.stage(f"local_{loss}", training.rounds * training.local_steps * len(workers)) as advance:
-        for site, worker in workers.items():
-            started = time.perf_counter()
-            update = fit_alone(
-                models.student,
-                models.initial,
-                worker.prepare().encoded,
-                training,
-                patients_per_step=training.patients_per_step,
-                learning_rate=settings.alone.learning_rate,
-                seed=settings.seed,
-                on_progress=advance,
+    def train_federated(self) -> Trained:
+        """The federation's student."""
+        started = time.perf_counter()
+        seen = [0]
+        with self.stages.stage(f"federated_{self.loss}", self._training.rounds) as advance:
+
+            def on_state(state: TrackState) -> None:
+                advance(int(state.round_id) - seen[0])
+                seen[0] = int(state.round_id)
+
+            state = federate(
+                self.plan,
+                self.workers,
+                self.models.initial,
+                link=self.settings.link,
+                folder=self.settings.out / "coordinator" / self.loss,
+                on_state=on_state,
             )
-            done[site] = Trained(adapter=update.adapter, seconds=time.perf_counter() - started)
-    return done
+        sent = (report.bytes_up // max(1, len(report.survivors)) for report in state.history)
+        return Trained(
+            adapter=state.adapter,
+            seconds=time.perf_counter() - started,
+            bytes_up=max(sent, default=0) * len(state.history),
+            state=state,
+        )
 
+    def train_local(self) -> dict[SiteId, Trained]:
+        """One student a site, from its own pairs alone, in as many steps as it takes in the federation."""
+        size = self._training.patients_per_step
+        with self.stages.stage(f"local_{self.loss}", self._steps * len(self.workers)) as advance:
+            return {
+                site: self._train_alone(worker.prepare().encoded, size, advance)
+                for site, worker in self.workers.items()
+            }
 
-def train_pooled(
-    settings: SimulationSettings,
-    plan: RunPlan,
-    workers: Mapping[SiteId, SiteWorker],
-    models: Models,
-    loss: str,
-    stages: Stages,
-) -> Trained:
-    """The student of all sites' pairs in one place; pairs, steps and patients a step as in the federation."""
-    training = plan.track(TRACK).training
-    started = time.perf_counter()
-    pooled = [entry for worker in workers.values() for entry in worker.prepare().encoded]
-    with stages.stage(f"pooled_{loss}", training.rounds * training.local_steps) as advance:
+    def train_pooled(self) -> Trained:
+        """The student of all pairs in one place; steps and patients a step as in the federation."""
+        size = self._training.patients_per_step * len(self.workers)
+        pooled = [entry for worker in self.workers.values() for entry in worker.prepare().encoded]
+        with self.stages.stage(f"pooled_{self.loss}", self._steps) as advance:
+            return self._train_alone(pooled, size, advance)
+
+    @property
+    def _training(self) -> TrainingPlan:
+        return self.plan.track(TRACK).training
+
+    @property
+    def _steps(self) -> int:
+        return self._training.rounds * self._training.local_steps
+
+    def _train_alone(
+        self, patients: Sequence[PatientPairs], patients_per_step: int, advance: Callable[[int], None]
+    ) -> Trained:
+        started = time.perf_counter()
         update = fit_alone(
-            models.student,
-            models.initial,
-            pooled,
-            training,
-            patients_per_step=training.patients_per_step * len(workers),
-            learning_rate=settings.alone.learning_rate,
-            seed=settings.seed,
+            self.models.student,
+            self.models.initial,
+            patients,
+            self._training,
+            patients_per_step=patients_per_step,
+            learning_rate=self.settings.alone.learning_rate,
+            seed=self.settings.seed,
             on_progress=advance,
         )
-    return Trained(adapter=update.adapter, seconds=time.perf_counter() - started)
+        return Trained(adapter=update.adapter, seconds=time.perf_counter() - started)
 
 
 def federated_student(trained: Students) -> Trained:

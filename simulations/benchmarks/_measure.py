@@ -28,6 +28,15 @@ def parser(name: str, doc: str | None) -> argparse.ArgumentParser:
     return made
 
 
+def with_model(made: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """The same parser with the sizes of a random Llama and of the prompts it reads."""
+    made.add_argument("--prompt", type=positive, default=100, help="mean tokens; default %(default)s")
+    made.add_argument("--vocabulary", type=positive, default=8000, help="default %(default)s")
+    made.add_argument("--width", type=positive, default=256, help="of the model; default %(default)s")
+    made.add_argument("--layers", type=positive, default=2, help="of the model; default %(default)s")
+    return made
+
+
 def positive(text: str) -> int:
     """A whole number >= 1, for argparse."""
     if not text.isdecimal() or int(text) < 1:

@@ -13,7 +13,7 @@ import torch
 from client.student.decode import build_trie, rank_by_beam, score_one_by_one
 from client.student.evaluate import SPARE_BEAMS
 from client.student.model import Student
-from simulations.benchmarks._measure import in_turns, parser, positive, report
+from simulations.benchmarks._measure import in_turns, parser, positive, report, with_model
 from simulations.benchmarks.orpo_step import END_ID, draw_patients, make_llama_student
 
 TOP = 10
@@ -21,13 +21,9 @@ TOP = 10
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print."""
-    options = parser("decode", __doc__)
+    options = with_model(parser("decode", __doc__))
     options.add_argument("--cases", type=positive, default=8, help="default %(default)s")
     options.add_argument("--answers", type=positive, default=217, help="default %(default)s")
-    options.add_argument("--prompt", type=positive, default=100, help="mean tokens; default %(default)s")
-    options.add_argument("--vocabulary", type=positive, default=8000, help="default %(default)s")
-    options.add_argument("--width", type=positive, default=256, help="of the model; default %(default)s")
-    options.add_argument("--layers", type=positive, default=2, help="of the model; default %(default)s")
     chosen = options.parse_args(arguments)
     torch.set_num_threads(chosen.threads)
     student = make_llama_student(chosen.vocabulary, chosen.width, chosen.layers)

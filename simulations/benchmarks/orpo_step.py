@@ -25,7 +25,7 @@ from client.student.model import Student, adapter_spec, make_student
 from client.student.orpo import IGNORED, PatientPairs, log_odds_ratio, orpo_losses, plain_log_probs
 from common.adapter import AdapterMode, Block
 from common.plan import AdapterPlan
-from simulations.benchmarks._measure import in_turns, parser, peak_bytes, positive, report
+from simulations.benchmarks._measure import in_turns, parser, peak_bytes, positive, report, with_model
 from simulations.tiny_base import BEGIN, END, PAD
 
 LAMBDA = 0.1
@@ -35,12 +35,8 @@ NllOn = Literal["answer", "sequence"]
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print."""
-    options = parser("orpo_step", __doc__)
+    options = with_model(parser("orpo_step", __doc__))
     options.add_argument("--patients", type=positive, default=16, help="of the batch; default %(default)s")
-    options.add_argument("--prompt", type=positive, default=100, help="mean tokens; default %(default)s")
-    options.add_argument("--vocabulary", type=positive, default=8000, help="default %(default)s")
-    options.add_argument("--width", type=positive, default=256, help="of the model; default %(default)s")
-    options.add_argument("--layers", type=positive, default=2, help="of the model; default %(default)s")
     chosen = options.parse_args(arguments)
     torch.set_num_threads(chosen.threads)
     student = make_llama_student(chosen.vocabulary, chosen.width, chosen.layers)
