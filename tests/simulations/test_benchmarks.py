@@ -78,7 +78,7 @@ def test_peak_counts_what_is_held_at_once() -> None:
     assert _measure.peak_bytes(together) >= 8000
 
 
-def test_median_of_the_turns_is_reported_and_the_first_is_not_timed() -> None:
+def test_every_peer_takes_one_turn_more_than_is_timed() -> None:
     calls = {"a": 0, "b": 0}
 
     def count(name: str) -> None:
