@@ -183,3 +183,7 @@ def _guarded(config: DictConfig) -> None:
 def _end(error: Exception, status: int) -> None:
     print(f"consilium-simulate: {error}", file=sys.stderr)  # noqa: T201 - the command's own last word
     sys.exit(status)
+
+
+if __name__ == "__main__":
+    main()
