@@ -8,7 +8,7 @@ BENCHMARKS := $(filter-out _%,$(basename $(notdir $(wildcard simulations/benchma
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test check bench lock
+.PHONY: help demo test check bench soak lock
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,6 +30,12 @@ bench: $(INSTALLED) ## set up, then run every benchmark in simulations/benchmark
 	@set -e; for name in $(BENCHMARKS); do \
 		echo "== $$name"; $(BIN)/python -m simulations.benchmarks.$$name; \
 	done
+
+# The seeds are messages of every kind: the fuzzer finds the way into them much faster than from nothing.
+soak: $(INSTALLED) ## set up, then 50,000 operation lists and ten minutes of fuzzing; an hour or two
+	CONSILIUM_OPERATION_LISTS=50000 $(BIN)/python -m pytest -n 2 tests/federation/test_operation_lists.py
+	$(BIN)/python -m tests.fuzzing.seeds $(VENV)/fuzzing-seeds
+	$(BIN)/python -m tests.fuzzing.wire $(VENV)/fuzzing-seeds -max_total_time=600 -max_len=4096 -timeout=10
 
 lock: $(VENV)/.uv ## write requirements.lock anew from pyproject.toml, keeping the versions that still fit
 	$(UV) pip compile pyproject.toml --quiet --universal --all-extras --group dev --generate-hashes \

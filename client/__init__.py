@@ -11,14 +11,17 @@ pairs         `client.preferences.pairs`   teacher's ranking -> (prompt, chosen,
                                            id kept for clipping
 ORPO          `client.student`             pairs + adapter -> a local update
 fixed point   `client.contribution`        adapter delta -> a vector modulo 2**b
+masks         `client.session`             every request checked against the site's own plan and identities;
+                                           the vector leaves masked, and each stage is answered once
 aggregate     `server.aggregate`           sum of survivors -> mean -> server optimizer -> next adapter
 evaluation    `client.student.evaluate`,   only counts leave, inside a sum
               `server.evaluation`
 ============= ============================ ===============================================================
 
-Not on the path in this version: clinicians' ratings of pairs, noise and masks on a contribution, the
-privacy budget, the registry of released students, serving. A plan says so: its aggregation mode is
-``clear`` and its privacy ``none``.
+The coordinator sees only the sum of the sites' updates (aggregation mode ``secagg-v1``). Not on the path in
+this version: clinicians' ratings of pairs, noise on a contribution, the privacy budget, the registry of
+released students, serving. A plan says so: its privacy is ``none``.
 
-The outermost modules are `client.app`, which Flower starts, and `client.cli`, which people start.
+The outermost modules are `client.app`, which Flower starts, and `client.cli`, which people start;
+`client.worker_link` takes a task from the one to the worker, which outlives it.
 """

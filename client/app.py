@@ -1,30 +1,28 @@
 """Flower's ClientApp: a thin messenger between the coordinator and the site's worker. No logic.
 
-Flower may start a new process for every message, so nothing is kept here. The site's name comes from the
-node's own configuration (``site="hospital-1"``), never from a message. What the worker cannot or will not
-do goes back as a ``Refusal`` of one line.
-
-Guarantee: no text of an unexpected error leaves the site, since it may quote a patient's data. The
-coordinator gets its class, the site's own log the rest.
+Flower starts a new process for every message, so nothing is kept here. The site's name comes from the
+node's own configuration (``site="hospital-1"``), never from a message, and so does the place of its worker
+(``worker="/run/consilium/worker.sock"``; without it, one attached in this process). What the worker cannot
+or will not do goes back as a ``Refusal`` of one line.
 """
 
 from __future__ import annotations
 
-import logging
+from pathlib import Path
 
-from client.worker import attached
-from common.errors import FederationError, SettingsError
+from client.worker_link import Handler, attached, remote, reply_or_refusal
+from common.errors import SettingsError
 from common.flower import NODE_CONFIG_SITE, from_record, run_name, site_record, to_record
-from common.ids import RunId, SiteId, site_id
-from common.messages import Message, refusal
+from common.ids import SiteId, site_id
 
 # isort: split
 # Below common.flower, which keeps Flower quiet.
-from flwr.app import Context, RecordDict
+from flwr.app import Context
 from flwr.app import Message as FlowerMessage
 from flwr.clientapp import ClientApp
 
-logger = logging.getLogger(__name__)
+# The key of a node's configuration that holds the path of the worker's socket.
+NODE_CONFIG_WORKER = "worker"
 
 app = ClientApp()
 
@@ -39,20 +37,24 @@ def introduce(message: FlowerMessage, context: Context) -> FlowerMessage:
 @app.evaluate()
 def work(message: FlowerMessage, context: Context) -> FlowerMessage:
     """Hand a task to the site's worker, and its answer back."""
-    reply = answer(message.content, site_of(context), run_name(context.run_id))
+    reply = reply_or_refusal(
+        lambda: worker_of(context, message.metadata.ttl)(from_record(message.content)),
+        run_name(context.run_id),
+        site_of(context),
+    )
     return FlowerMessage(to_record(reply), reply_to=message)
 
 
-def answer(record: RecordDict, site: SiteId, run: RunId) -> Message:
-    """The worker's answer to the task in ``record``, or a ``Refusal`` with its reason."""
-    try:
-        return attached(site)(from_record(record))
-    except FederationError as error:
-        return refusal(run, site, str(error))
-    except Exception as error:
-        # Whatever it is, Flower would send its text to the coordinator and stop this process.
-        logger.exception("%s: a task failed", site)
-        return refusal(run, site, f"the task failed with {type(error).__name__}; see the site's log")
+def worker_of(context: Context, timeout_s: float) -> Handler:
+    """What answers the site's tasks, within ``timeout_s``. FederationError if nothing can."""
+    path = context.node_config.get(NODE_CONFIG_WORKER)
+    if path is None:
+        return attached(site_of(context))
+    if not isinstance(path, str) or not path:
+        raise SettingsError(
+            f"node config.{NODE_CONFIG_WORKER}", repr(path), "the path of the worker's socket"
+        )
+    return remote(Path(path), timeout_s=timeout_s)
 
 
 def site_of(context: Context) -> SiteId:

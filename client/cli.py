@@ -1,7 +1,8 @@
 """`consilium-site`: what a hospital's own people run, on the hospital's own machine.
 
 ``predict`` lets a trained student answer for a file of notes; ``check-data`` says what of a data folder is
-accepted and why the rest is not. Neither sends anything anywhere. Exit status: 0 all well, 1 a student or a
+accepted and why the rest is not. ``identity`` and ``approve-site`` keep the keys that secure aggregation
+trusts. None sends anything anywhere. Exit status: 0 all well, 1 a student or a
 folder that cannot be used, 2 a command that makes no sense, 3 done, but a line or a file was refused.
 """
 
@@ -18,10 +19,12 @@ from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
+from client.approval import approve_site, approved_sites, make_identity, own_identity, public_file
 from client.patients.cases import Case, read_cases
 from client.patients.records import PatientRecord, PatientSet
 from client.student.predictions import Prediction, RankedAnswer, write_predictions
 from common.errors import BadFileError, FederationError, one_line
+from common.ids import SiteId, site_id
 from common.offline import stay_offline
 from common.tracks import TRACKS, Modality
 
@@ -42,10 +45,17 @@ _CHECK_DATA = """\
 Read a folder of patients (patients.jsonl with photos/, notes/ and slides/ beside it) as training would,
 and list what is accepted and what is refused, with file, line and reason. Nothing is changed, and no
 content of the folder is printed."""
+_IDENTITY = """\
+Show who this site is: its name, the fingerprint of its key, the file to send to the other sites and to
+the coordinator, and which sites are approved. With --site a new identity is made first."""
+_APPROVE_SITE = """\
+Approve another site's identity. Ask its administrator for the fingerprint over another channel (the
+telephone, a letter) and type what he reads: the file alone proves nothing. Secure aggregation takes part
+only with approved sites."""
 _STATUS = """\
 exit status:
   0  all well
-  1  the student or the folder cannot be used
+  1  the student, the folder, the file or the identity cannot be used
   2  the command is not understood, or a file it names is not there
   3  done, but something was refused; each refusal has its line"""
 
@@ -73,6 +83,10 @@ def main(
     if arguments.command == "predict":
         _check_predict(parser, arguments)
         return _predict(arguments, load or _load_student)
+    if arguments.command == "identity":
+        return _identity(arguments)
+    if arguments.command == "approve-site":
+        return _approve_site(arguments)
     if not arguments.folder.is_dir():
         parser.error(f"no folder {arguments.folder}")
     return _check_data(arguments, read or _read_folder)
@@ -86,6 +100,18 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_predict(_command(commands, "predict", "answer for a file of notes with a trained student", _PREDICT))
     _add_check_data(_command(commands, "check-data", "say what of a data folder can be used", _CHECK_DATA))
+    identity = _command(commands, "identity", "show or make this site's identity", _IDENTITY)
+    _add_home(identity)
+    identity.add_argument("--site", type=_site, metavar="NAME", help="make a new identity of this name")
+    approving = _command(commands, "approve-site", "approve another site's identity", _APPROVE_SITE)
+    approving.add_argument("file", type=Path, metavar="FILE", help="the other site's public identity")
+    approving.add_argument(
+        "--fingerprint",
+        required=True,
+        metavar="HEX",
+        help="as its administrator reads it; spaces are allowed",
+    )
+    _add_home(approving)
     return parser
 
 
@@ -138,6 +164,17 @@ def _add_predict(parser: argparse.ArgumentParser) -> None:
 def _add_check_data(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="the folder that holds patients.jsonl")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
+
+
+def _add_home(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--home", type=Path, required=True, metavar="DIR", help="this site's home folder")
+
+
+def _site(text: str) -> SiteId:
+    try:
+        return site_id(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _positive(text: str) -> int:
@@ -255,6 +292,36 @@ def _print_tables(folder: Path, patients: PatientSet) -> None:
         line = "" if problem.line is None else str(problem.line)
         refused.add_row(Text(problem.file), line, Text(problem.reason))
     console.print(refused)
+
+
+def _identity(arguments: argparse.Namespace) -> int:
+    home: Path = arguments.home
+    try:
+        identity = make_identity(home, arguments.site) if arguments.site else own_identity(home)
+        approved = approved_sites(home)
+    except (OSError, FederationError) as error:
+        return _unusable(error)
+    print(f"site         {identity.site_id}")  # noqa: T201
+    print(f"fingerprint  {_spaced(identity.public().fingerprint())}")  # noqa: T201
+    print(f"public file  {public_file(home, identity)}")  # noqa: T201
+    for site, public in approved.items():
+        print(f"approved     {site}  {_spaced(public.fingerprint())}")  # noqa: T201
+    return OK
+
+
+def _approve_site(arguments: argparse.Namespace) -> int:
+    fingerprint = "".join(arguments.fingerprint.lower().split())
+    try:
+        approved = approve_site(arguments.home, arguments.file, fingerprint)
+    except (OSError, FederationError) as error:
+        return _unusable(error)
+    print(f"approved     {approved.site_id}  {_spaced(approved.fingerprint())}")  # noqa: T201
+    return OK
+
+
+def _spaced(fingerprint: str) -> str:
+    """In groups of four, as people read it to each other."""
+    return " ".join(fingerprint[i : i + 4] for i in range(0, len(fingerprint), 4))
 
 
 def _unusable(error: Exception) -> int:

@@ -1,14 +1,13 @@
 """A site's worker: holds its data, teacher's pairs and student, and answers the coordinator's tasks.
 
-A worker outlives the messages that it answers. It is attached under its site's name, and the client app
-hands every task of that site to it.
+A worker outlives the messages that it answers. ``client.worker_link`` is how they reach it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,45 +27,16 @@ from client.teacher.fit import TeacherRecipe
 from client.teacher.rank import Ranking, cross_fit, teachers_digest
 from client.teacher.sight import Memory
 from common.errors import DigestMismatchError, FederationError
+from common.fixedpoint import Words
 from common.ids import SiteId
-from common.messages import (
-    Contribution,
-    EvaluateTask,
-    Message,
-    PrepareTask,
-    Ready,
-    TrainTask,
-    train_fixed_point,
-)
+from common.messages import EvaluateTask, SumTask, TrainTask
 from common.plan import RunPlan, TrackPlan
 from common.tracks import TRACKS, AnswerList
+from common.train_words import train_fixed_point
 
 logger = logging.getLogger(__name__)
 
-Handler = Callable[[Message], Message]
-
-_HANDLERS: dict[SiteId, Handler] = {}
-
 TOP = 10
-
-
-def attach(site_id: SiteId, handle: Handler) -> None:
-    """Let ``handle`` answer the site's tasks. ValueError if a worker is attached already."""
-    if site_id in _HANDLERS:
-        raise ValueError(f"Expected no worker for site {site_id} yet, got a second one")
-    _HANDLERS[site_id] = handle
-
-
-def detach(site_id: SiteId) -> None:
-    """End it; a site without a worker is left as it is."""
-    _HANDLERS.pop(site_id, None)
-
-
-def attached(site_id: SiteId) -> Handler:
-    """What answers the site's tasks. FederationError if nothing does."""
-    if site_id not in _HANDLERS:
-        raise FederationError(f"no worker is running for site {site_id}")
-    return _HANDLERS[site_id]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,26 +147,9 @@ class SiteWorker:
         if answers.digest() != self._track.answers_digest:
             raise DigestMismatchError("answers", answers.digest(), self._track.answers_digest)
 
-    def __call__(self, task: Message) -> Message:
-        """Do a task of the approved plan. FederationError for any other."""
-        if not isinstance(task, PrepareTask | TrainTask | EvaluateTask):
-            raise FederationError(f"{self._site}: expected a task, got {type(task).__name__}")
-        if task.plan_digest != self._plan.digest():
-            raise DigestMismatchError("plan", task.plan_digest, self._plan.digest())
-        if task.track != self._track.track:
-            raise FederationError(f"{self._site}: expected track {self._track.track}, got {task.track}")
-        if isinstance(task, PrepareTask):
-            self.prepare()
-            return Ready(run_id=task.run_id, track=task.track, site_id=self._site)
-        words = self._train(task) if isinstance(task, TrainTask) else self._evaluate(task)
-        return Contribution(
-            run_id=task.run_id,
-            round_id=task.round_id,
-            track=task.track,
-            site_id=self._site,
-            adapter_id=task.adapter.digest(),
-            words=words,
-        )
+    def words(self, task: SumTask) -> Words:
+        """The site's vector for a task of its track, in the clear: ``client.session`` masks it."""
+        return self._train(task) if isinstance(task, TrainTask) else self._evaluate(task)
 
     def prepare(self) -> Lessons:
         """Train the teachers, rank, make and store the pairs; once, later calls return the same."""
@@ -222,7 +175,7 @@ class SiteWorker:
             )
         return self._lessons
 
-    def _train(self, task: TrainTask) -> np.ndarray[tuple[int], np.dtype[np.uint32]]:
+    def _train(self, task: TrainTask) -> Words:
         training = self._track.training
         lessons = self.prepare()
         block = task.adapter.spec.active_block(task.round_id)
@@ -239,7 +192,7 @@ class SiteWorker:
         fixed_point = train_fixed_point(self._plan)
         return train_words(task.adapter, update, block, weight=weight, fixed_point=fixed_point).join()
 
-    def _evaluate(self, task: EvaluateTask) -> np.ndarray[tuple[int], np.dtype[np.uint32]]:
+    def _evaluate(self, task: EvaluateTask) -> Words:
         self._student.load(task.adapter)
         kept = eligible(self._patients.test, self._plan.purpose).kept
         prompts = site_prompts(kept, self._patients.notes, self._track.track)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Mapping
 from enum import Enum
 from pathlib import Path
@@ -16,17 +17,35 @@ from typing import Any
 
 from common.errors import SettingsError
 
+_PLAIN = (str, int, float, bool, type(None))
+
 
 def canonical_json(value: Any) -> str:
     """The one JSON text of a value; dataclasses, enums, tuples and paths are written as what they hold."""
-    return json.dumps(
-        plain(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
-    )
+    return plain_json(plain(value))
+
+
+def plain_json(value: Any) -> str:
+    """The same for a value that came from JSON: without a copy of it, which a stranger could make large."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
 def json_digest(value: Any) -> str:
     """SHA-256 of the canonical JSON, 64 hexadecimal digits."""
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+
+
+def labeled_digest(label: str, *parts: bytes) -> bytes:
+    """SHA-256 (32 bytes) of the parts, for one purpose.
+
+    Guarantee: other parts, another split of the same bytes into parts, or another label give another
+    digest, since every part goes in behind its length.
+    """
+    state = hashlib.sha256()
+    for part in (label.encode(), *parts):
+        state.update(len(part).to_bytes(8, "little"))
+        state.update(part)
+    return state.digest()
 
 
 def read_object(text: str, what: str) -> dict[str, Any]:
@@ -38,8 +57,8 @@ def read_object(text: str, what: str) -> dict[str, Any]:
     def refuse_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         value = dict(pairs)
         if len(value) < len(pairs):
-            names = [name for name, _ in pairs]
-            twice = next(name for name in names if names.count(name) > 1)
+            # Counted once: a stranger's object may have a hundred thousand keys.
+            twice = next(name for name, number in Counter(name for name, _ in pairs).items() if number > 1)
             raise SettingsError(what, f"{twice!r} twice", "every key once in an object")
         return value
 
@@ -56,6 +75,9 @@ def read_object(text: str, what: str) -> dict[str, Any]:
 
 def plain(value: Any) -> Any:
     """The value as what JSON knows: dicts, lists, text, numbers, booleans, None."""
+    # Most values are such already; the questions below are slow ones.
+    if type(value) in _PLAIN:
+        return value
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, Enum):

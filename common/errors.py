@@ -55,6 +55,85 @@ class SiteRefusedError(FederationError):
         self.reason = reason
 
 
+class BadSignatureError(FederationError):
+    """What claims to come from a site was not signed by it."""
+
+    def __init__(self, site_id: str, what: str) -> None:
+        super().__init__(f"{what} of {site_id}: expected a signature by its approved key")
+        self.site_id = site_id
+        self.what = what
+
+
+class UnapprovedSiteError(FederationError):
+    """A site is named whose identity this site's administrator has not approved."""
+
+    def __init__(self, site_id: str) -> None:
+        super().__init__(f"{site_id} is not approved here: its identity is in no file of approved sites")
+        self.site_id = site_id
+
+
+class BadRosterError(FederationError):
+    """A roster, or the members that are left of it, is not one this site may take part in."""
+
+    def __init__(self, sum_id: int, reason: str) -> None:
+        super().__init__(f"Sum {sum_id}: roster: {one_line(reason)}")
+        self.sum_id = sum_id
+        self.reason = reason
+
+
+class BadEnvelopeError(FederationError):
+    """A sealed share does not open: it was made by another, for another, or for another roster."""
+
+    def __init__(self, sender: str, receiver: str) -> None:
+        super().__init__(f"The envelope from {sender} to {receiver} does not open")
+        self.sender = sender
+        self.receiver = receiver
+
+
+class TranscriptMismatchError(FederationError):
+    """A masked input was made for other members, keys, adapter or plan than the coordinator's own."""
+
+    def __init__(self, site_id: str) -> None:
+        super().__init__(f"{site_id}: its masked input belongs to another transcript; it saw another task")
+        self.site_id = site_id
+
+
+class BadSurvivorListError(FederationError):
+    """A list of survivors and dropouts that no site may give its shares for."""
+
+    def __init__(self, sum_id: int, reason: str) -> None:
+        super().__init__(f"Sum {sum_id}: survivor list: {one_line(reason)}")
+        self.sum_id = sum_id
+        self.reason = reason
+
+
+class StaleSumError(FederationError):
+    """A secure sum that this site has closed, or one that it never began."""
+
+    def __init__(self, sum_id: int, reason: str) -> None:
+        super().__init__(f"Sum {sum_id}: {one_line(reason)}")
+        self.sum_id = sum_id
+        self.reason = reason
+
+
+class AnsweredAlreadyError(FederationError):
+    """A site gives one answer to each stage of a sum; this request wants a second one."""
+
+    def __init__(self, sum_id: int, stage: str) -> None:
+        super().__init__(f"Sum {sum_id}: {stage} was answered already, to another request")
+        self.sum_id = sum_id
+        self.stage = stage
+
+
+class WrongSecretError(FederationError):
+    """What the shares of a site's secret give is not the secret that the site committed to."""
+
+    def __init__(self, sum_id: int, site_id: str) -> None:
+        super().__init__(f"Sum {sum_id}: the shares of {site_id}'s secret do not give what it committed to")
+        self.sum_id = sum_id
+        self.site_id = site_id
+
+
 class BadMessageError(FederationError):
     """Bytes that came from a peer are not a message of this protocol."""
 

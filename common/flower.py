@@ -27,7 +27,8 @@ from numpy.typing import NDArray  # noqa: E402
 from common.canonical import canonical_json, read_object  # noqa: E402
 from common.errors import BadMessageError  # noqa: E402
 from common.ids import RunId, SiteId, run_id, site_id  # noqa: E402
-from common.messages import Message, from_parts, to_parts  # noqa: E402
+from common.messages import Message  # noqa: E402
+from common.wire import MAX_HEAD, Flattened, from_parts, to_parts  # noqa: E402
 
 # The last events of a process that Flower started are still to come; this stops them.
 if (telemetry := sys.modules.get("flwr.supercore.telemetry")) is not None:
@@ -51,15 +52,33 @@ _NPY_HEADER = re.compile(
 NODE_CONFIG_SITE = "site"
 
 
+class Recorder:
+    """Makes the records of one exchange; an adapter that goes to many sites becomes Flower's arrays once."""
+
+    def __init__(self) -> None:
+        self._flattened: Flattened = {}
+        # The values are kept beside their array, so that nothing else can take their identity.
+        self._arrays: dict[int, tuple[NDArray[Any], Array]] = {}
+
+    def record(self, message: Message) -> RecordDict:
+        """The record that carries ``message``."""
+        head, arrays = to_parts(message, self._flattened)
+        for values in arrays.values():
+            if id(values) not in self._arrays:
+                self._arrays[id(values)] = (values, Array(values))
+        return RecordDict(
+            {
+                HEAD_RECORD: ConfigRecord({HEAD_KEY: canonical_json(head)}),
+                ARRAYS_RECORD: ArrayRecord(
+                    {name: self._arrays[id(values)][1] for name, values in arrays.items()}
+                ),
+            }
+        )
+
+
 def to_record(message: Message) -> RecordDict:
     """The record that carries ``message``."""
-    head, arrays = to_parts(message)
-    return RecordDict(
-        {
-            HEAD_RECORD: ConfigRecord({HEAD_KEY: canonical_json(head)}),
-            ARRAYS_RECORD: ArrayRecord({name: Array(values) for name, values in arrays.items()}),
-        }
-    )
+    return Recorder().record(message)
 
 
 def from_record(record: RecordDict) -> Message:
@@ -98,6 +117,9 @@ def run_name(flower_run_id: int) -> RunId:
 
 
 def _read_head(text: str) -> dict[str, Any]:
+    # Here too: what JSON grows into must not depend on what a stranger sends.
+    if len(text) > MAX_HEAD:
+        raise BadMessageError(f"head: expected at most {MAX_HEAD} characters, got {len(text)}")
     try:
         return read_object(text, "head")
     except (ValueError, RecursionError) as error:

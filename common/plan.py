@@ -28,9 +28,11 @@ from common.checks import (
     require_within,
 )
 from common.errors import SettingsError
+from common.fixedpoint import WORD_BITS
 from common.ids import SiteId, site_id
 from common.schedule import Schedule
 from common.schema import build, conform
+from common.secagg.packing import SMALLEST_BITS
 from common.tracks import TRACKS, Track
 
 PLAN_SCHEMA = 1
@@ -44,6 +46,8 @@ NllOn = Literal["answer", "sequence"]
 Weighting = Literal["patients", "uniform"]
 LocalOptimizer = Literal["adamw", "sgd"]
 OptimizerName = Literal["sgd", "adam"]
+AggregationMode = Literal["secagg-v1"]
+LostBeforeUpload = Literal["recover", "abort"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,33 +236,41 @@ class AggregationPlan:
     """How the sites' contributions are summed.
 
     Attributes:
-        mode: ``clear``: the coordinator sees each site's words.
-        minimum_survivors: Fewer contributions than this, and a round fails.
+        mode: ``secagg-v1``: the coordinator sees the sum alone (``common/secagg/README.md``).
+        minimum_survivors: Fewer contributions than this, and a round fails. Sites check it too, beside
+            the share threshold, floor(2n/3) + 1 of a roster of n, below which no sum can be unmasked.
+        lost_before_upload: What becomes of a round that loses a site before its contribution arrived:
+            ``recover`` goes on without it; ``abort`` fails, to be tried again with fresh keys, as
+            it must where every site of the roster adds its share of the noise.
+        word_bits: Bits of a word on its way, 16 to 32: fewer are a smaller upload and a coarser sum.
         max_abs_delta: Largest coordinate of weight times delta that is encoded; at least 1, as a site's
             weight, at most 1, goes through the same fixed point and must not be clipped.
         site_patients_cap: A site's weight is its patients divided by this public constant.
-        timeout_s: Seconds that a round waits for its sites.
+        timeout_s: Seconds that each exchange of a round waits for its sites.
     """
 
-    mode: str = "clear"
+    mode: AggregationMode = "secagg-v1"
     minimum_survivors: int
+    lost_before_upload: LostBeforeUpload = "recover"
+    word_bits: int = WORD_BITS
     max_abs_delta: float = 1.0
     site_patients_cap: int
     timeout_s: float
 
     def __post_init__(self) -> None:
         conform(self)
-        require(
-            self.mode == "clear",
-            "mode",
-            repr(self.mode),
-            "'clear', the only mode yet; masked sums come with secure aggregation",
-        )
         # A sum of one contribution would be that site's own delta.
         require_whole("minimum_survivors", self.minimum_survivors, 2)
         require(self.max_abs_delta >= 1, "max_abs_delta", self.max_abs_delta, "a number >= 1")
         require_whole("site_patients_cap", self.site_patients_cap, 1)
         require_positive("timeout_s", self.timeout_s)
+        bits = f"a whole number from {SMALLEST_BITS} to {WORD_BITS}"
+        require(SMALLEST_BITS <= self.word_bits <= WORD_BITS, "word_bits", self.word_bits, bits)
+
+    def least_survivors(self, roster: int, threshold: int) -> int:
+        """How many must be in the sum of a roster of so many sites, with its share threshold."""
+        least = max(self.minimum_survivors, threshold)
+        return max(least, roster) if self.lost_before_upload == "abort" else least
 
 
 @dataclass(frozen=True, kw_only=True)

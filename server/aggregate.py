@@ -1,9 +1,7 @@
-"""Sum of the survivors -> mean delta -> server optimizer -> next adapter.
+"""Unmasked sum of the survivors -> mean delta -> server optimizer -> next adapter.
 
-Aggregation mode ``clear``: contributions are not masked and the coordinator could read each one. It adds
-them word by word modulo 2**32 all the same, and uses the sum only, as it must once they are masked.
-Weights travel inside the sum: a site sends ``weight * delta`` and ``weight``, and the mean is a quotient
-of two sums, so that a site that drops out leaves no trace in either.
+Weights travel inside the sum: a site sends ``weight * delta`` and ``weight``, masked, and the mean is a
+quotient of two sums, so that a site that drops out leaves no trace in either.
 """
 
 from __future__ import annotations
@@ -18,65 +16,9 @@ from numpy.typing import NDArray
 
 from common.adapter import Adapter, Block, flatten, unflatten
 from common.errors import BadMessageError
-from common.fixedpoint import FixedPoint, Words, add_words, decode_counts
-from common.ids import AdapterId, RoundId, RunId, SiteId
-from common.messages import Contribution, TrainWords
+from common.fixedpoint import FixedPoint, Words, decode_counts
 from common.plan import ServerOptimizerPlan
-
-
-@dataclass(frozen=True, kw_only=True)
-class SumTopic:
-    """What the contributions of one sum must all be about."""
-
-    run_id: RunId
-    round_id: RoundId
-    track: str
-    adapter_id: AdapterId
-    length: int
-
-    def check(self, contribution: Contribution) -> None:
-        """BadMessageError if ``contribution`` is about something else, or has another length."""
-        for name in ("run_id", "round_id", "track", "adapter_id"):
-            got, expected = getattr(contribution, name), getattr(self, name)
-            if got != expected:
-                raise BadMessageError(f"{name}: expected {expected}, got {got}")
-        if contribution.words.size != self.length:
-            raise BadMessageError(f"expected {self.length} words, got {contribution.words.size}")
-
-
-class SurvivorSum:
-    """The sum of contributions, as they come.
-
-    Guarantee: memory is that of one contribution, however many are added, and a refused contribution
-    leaves the sum as it was.
-    """
-
-    def __init__(self, topic: SumTopic) -> None:
-        self._topic = topic
-        self._words: Words = np.zeros(topic.length, dtype=np.uint32)
-        self._survivors: list[SiteId] = []
-
-    @property
-    def survivors(self) -> tuple[SiteId, ...]:
-        """The sites in the sum, in the order of their names."""
-        return tuple(sorted(self._survivors))
-
-    @property
-    def words(self) -> Words:
-        """The sum so far, modulo 2**32; not to be changed."""
-        view = self._words.view()
-        view.flags.writeable = False
-        return view
-
-    def add(self, sender: SiteId, contribution: Contribution) -> None:
-        """Add what ``sender`` sent. BadMessageError if it does not belong into this sum."""
-        if contribution.site_id != sender:
-            raise BadMessageError(f"site_id: expected {sender}, got {contribution.site_id}")
-        if sender in self._survivors:
-            raise BadMessageError(f"{sender} is in the sum already")
-        self._topic.check(contribution)
-        add_words(self._words, contribution.words)
-        self._survivors.append(sender)
+from common.train_words import TrainWords
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

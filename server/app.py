@@ -16,9 +16,11 @@ from common.adapter import Adapter, load_adapter, save_adapter
 from common.canonical import plain
 from common.errors import DigestMismatchError
 from common.flower import run_name
+from common.pki import read_approved
 from common.plan import RunPlan, TrackPlan
 from server.grid import GridLink
-from server.rounds import OnState, SiteLink, TrackState, run_track
+from server.link import SiteLink
+from server.rounds import OnState, TrackState, run_track
 from server.settings import CoordinatorSettings
 
 # isort: split
@@ -39,6 +41,7 @@ def make_app(on_state: OnState) -> ServerApp:
     def main(grid: Grid, context: Context) -> None:
         plan = RunPlan.from_run_config(context.run_config)
         settings = CoordinatorSettings.from_run_config(context.run_config)
+        identities = read_approved(settings.identities)
         # Before any site is asked: what is wrong with one track's file must not cost another's training.
         starts = [
             TrackState(
@@ -46,6 +49,7 @@ def make_app(on_state: OnState) -> ServerApp:
                 run_id=run_name(context.run_id),
                 track=track.track,
                 adapter=load_initial(settings.adapters, track),
+                identities=identities,
             )
             for track in plan.tracks
         ]

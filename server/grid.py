@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from common.errors import FederationError
-from common.flower import from_record, site_of_record, to_record
+from common.flower import Recorder, from_record, site_of_record
 from common.ids import SiteId
 from common.messages import EvaluateTask, Message
 
@@ -71,36 +71,35 @@ class GridLink:
             time.sleep(self._poll_s)
         return tuple(sorted(self._site_by_node.values()))
 
-    def exchange(self, tasks: Mapping[SiteId, Message], timeout_s: float) -> Mapping[SiteId, Message]:
-        """Send each site its task; return what came back in time.
+    def exchange(self, tasks: Mapping[SiteId, Message], timeout_s: float) -> Iterator[tuple[SiteId, Message]]:
+        """Send each site its task; yield what comes back in time, as it comes.
 
         A site is missing, and the log says why, if its node is gone or reports an error, or if its answer
         cannot be read: none of these is the site's own word, so none is a refusal.
         """
         site_by_message = self._send(tasks, timeout_s)
-        replies: dict[SiteId, Message] = {}
         deadline = time.monotonic() + timeout_s
         while site_by_message:
-            for message_id, reply in self._pull(list(site_by_message)):
-                site = site_by_message.pop(message_id)
-                answer = _answer(site, reply)
-                if answer is not None:
-                    replies[site] = answer
+            # One by one: all answers together may not fit in memory.
+            for message_id in list(site_by_message):
+                for _, reply in self._pull([message_id]):
+                    site = site_by_message.pop(message_id)
+                    answer = _answer(site, reply)
+                    if answer is not None:
+                        yield site, answer
             if time.monotonic() >= deadline:
                 break
             if site_by_message:
                 time.sleep(min(self._poll_s, max(0.0, deadline - time.monotonic())))
-        return replies
 
     def _send(self, tasks: Mapping[SiteId, Message], ttl: float) -> dict[str, SiteId]:
         """Push the tasks of the sites whose nodes are there; the site by the message's id."""
-        # One record for one task, not for one site: all sites of a round get the same one.
-        records = {id(task): to_record(task) for task in tasks.values()}
+        recorder = Recorder()
         site_by_message: dict[str, SiteId] = {}
         for node, site in self._site_by_node.items():
             if site not in tasks:
                 continue
-            message_id = self._push(records[id(tasks[site])], node, _type_of(tasks[site]), ttl)
+            message_id = self._push(recorder.record(tasks[site]), node, _type_of(tasks[site]), ttl)
             if message_id:
                 site_by_message[message_id] = site
         return site_by_message

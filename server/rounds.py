@@ -4,8 +4,8 @@
 in memory (``simulations.link``), over Flower in one process (``simulations.grid``) and between hospitals
 (``server.grid``). A state is a value: a round that fails leaves the caller with the one he had.
 
-Aggregation mode ``clear``: the coordinator could read what each site sends. Masks and noise will stand
-between stages 2 and 3 and change neither end.
+Aggregation mode ``secagg-v1``: what a site sends is masked, and the coordinator learns the sum of all that
+came (``common/secagg/README.md``). No noise is added yet.
 """
 
 from __future__ import annotations
@@ -14,51 +14,30 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Protocol
 
 import numpy as np
 
 from common.adapter import Adapter, Block
-from common.errors import BadMessageError, TooFewSurvivorsError
+from common.errors import TooFewSurvivorsError, UnapprovedSiteError, WrongSecretError
 from common.ids import RoundId, RunId, SiteId
-from common.messages import (
-    Contribution,
-    EvaluateTask,
-    Message,
-    PrepareTask,
-    Ready,
-    Refusal,
-    Task,
-    TrainTask,
-    TrainWords,
-    size_of,
-    train_fixed_point,
-)
+from common.messages import EvaluateTask, PrepareTask, Ready, Refusal, SumTask, TrainTask
 from common.metrics import WORD_COUNT, MetricCounts
 from common.plan import RunPlan, TrackPlan
 from common.schedule import rate_factor
-from server.aggregate import OptimizerState, SumTopic, SurvivorSum, next_adapter, survivor_mean
-from server.cohort import choose_cohort, require_survivors
+from common.secagg.keys import SumContext
+from common.train_words import TrainWords, train_fixed_point
+from server.aggregate import OptimizerState, next_adapter, survivor_mean
+from server.cohort import choose_cohort
 from server.evaluation import pooled_counts
+from server.link import SiteLink
+from server.session import Identities, KeySetup, Setup
+from server.summing import Exchanges, SumOutcome, agree, sum_up
 
 logger = logging.getLogger(__name__)
 
 NO_ROUND = RoundId(0)
-
-
-class SiteLink(Protocol):
-    """How the coordinator reaches sites."""
-
-    def sites(self) -> tuple[SiteId, ...]:
-        """The sites that can be reached now."""
-        ...
-
-    def exchange(self, tasks: Mapping[SiteId, Message], timeout_s: float) -> Mapping[SiteId, Message]:
-        """Send each site its task; return what came back in time.
-
-        A missing key is a dropout: no answer in time, or none that the link could read; it logs which.
-        """
-        ...
+# The sum that failed, and the one whose keys were riding on it.
+SUMS_OF_A_ROUND = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +53,10 @@ class RoundReport:
         weight_sum: Sum of the survivors' weights.
         patients: Patients that the survivors trained on; ``pairs``, ``steps`` likewise.
         clipped: Coordinates that were cut to the plan's ``max_abs_delta``.
-        bytes_up: Bytes of all answers, as ``common.messages`` writes them; ``bytes_down`` of all tasks.
+        sum_id: The secure sum that it took.
+        exchanges: Messages to all sites and back: two, one more where a site was lost, two more where
+            keys had to be agreed first.
+        bytes_up: Bytes of all answers, as ``common.wire`` writes them; ``bytes_down`` of all tasks.
         seconds: Duration of the round at the coordinator.
         mean_delta_norm: L2 norm of the mean delta.
     """
@@ -89,6 +71,8 @@ class RoundReport:
     pairs: int
     steps: int
     clipped: int
+    sum_id: int
+    exchanges: int
     bytes_up: int
     bytes_down: int
     seconds: float
@@ -103,6 +87,7 @@ class TrackState:
         plan: What the run agrees on.
         run_id: The run.
         track: The track's name.
+        identities: Public identities of the plan's sites.
         round_id: The last closed round, 0 before the first.
         adapter: What the next round trains from.
         optimizer: The server optimizer's moments, by block.
@@ -110,11 +95,14 @@ class TrackState:
         history: A report of every closed round.
         retried: Attempts at a round that lost too many sites and were made again.
         metrics: Pooled counts of ``adapter``; None until it is evaluated.
+        sum_id: The last secure sum that was begun; a number is never used again.
+        setup: Keys of sum ``sum_id``, agreed while the one before it ran; None if there are none.
     """
 
     plan: RunPlan
     run_id: RunId
     track: str
+    identities: Identities
     round_id: RoundId = NO_ROUND
     adapter: Adapter
     optimizer: OptimizerState = field(default_factory=dict)
@@ -122,8 +110,13 @@ class TrackState:
     history: tuple[RoundReport, ...] = ()
     retried: int = 0
     metrics: MetricCounts | None = None
+    sum_id: int = 0
+    setup: Setup | None = None
 
     def __post_init__(self) -> None:
+        for site in self.plan.sites:
+            if site not in self.identities:
+                raise UnapprovedSiteError(site)
         planned, spec = self.track_plan.adapter, self.adapter.spec
         expected = f"{planned.mode}, rank {planned.rank}, alpha {planned.alpha}"
         got = f"{spec.mode}, rank {spec.rank}, alpha {spec.alpha}"
@@ -134,6 +127,10 @@ class TrackState:
     def track_plan(self) -> TrackPlan:
         """The plan of this track."""
         return self.plan.track(self.track)
+
+    def after_failure(self) -> TrackState:
+        """The state to try again from: the same, with numbers for sums that no site has seen."""
+        return replace(self, retried=self.retried + 1, sum_id=self.sum_id + SUMS_OF_A_ROUND, setup=None)
 
 
 OnState = Callable[[TrackState], None]
@@ -154,7 +151,7 @@ def run_track(
     while state.round_id < state.track_plan.training.rounds:
         state = _try_round(state, link, attempts=attempts, pause_s=pause_s)
         on_state(state)
-    state = replace(state, metrics=evaluate(state, link))
+    state = evaluate(state, link)
     on_state(state)
     return state
 
@@ -171,7 +168,7 @@ def prepare(state: TrackState, link: SiteLink) -> TrackState:
     next_round = RoundId(state.round_id + 1)
     sites = choose_cohort(state.plan, round_id=next_round, reachable=link.sites())
     task = PrepareTask(run_id=state.run_id, track=state.track, plan_digest=state.plan.digest())
-    replies = _ask(sites, task, state, link)
+    replies = dict(link.exchange(dict.fromkeys(sites, task), state.plan.aggregation.timeout_s))
     declined: dict[SiteId, str] = {}
     for site in sites:
         reply = replies.get(site)
@@ -188,10 +185,13 @@ def prepare(state: TrackState, link: SiteLink) -> TrackState:
 def run_round(state: TrackState, link: SiteLink) -> TrackState:
     """One round; the state after it.
 
-    Guarantee: a round that fails leaves the state unchanged, and the next one starts from it.
+    Guarantee: a round that fails leaves the state unchanged, and the next one starts clean, from
+    ``state.after_failure()``. From the state itself the same secure sum goes on, as far as its sites have
+    not answered otherwise yet.
 
     Raises:
-        TooFewSurvivorsError: Fewer sites are left than the plan's ``minimum_survivors``.
+        TooFewSurvivorsError: Fewer sites are left than the plan or the share threshold wants.
+        WrongSecretError: Sites gave shares that do not fit what they committed to.
     """
     started = time.perf_counter()
     plan, round_id = state.plan, RoundId(state.round_id + 1)
@@ -200,27 +200,29 @@ def run_round(state: TrackState, link: SiteLink) -> TrackState:
     # 1. Cohort: the sites of the plan that can be reached and have not declined.
     cohort = choose_cohort(plan, round_id=round_id, reachable=link.sites(), declined=state.declined)
 
-    # 2. Exchange: the adapter goes out, weighted deltas of the active block come back.
+    # 2. Keys: those that rode on the last round, or new ones.
+    exchanges = Exchanges(link, plan.aggregation.timeout_s)
+    setup = _setup(state, cohort, round_id, exchanges)
+
+    # 3. Secure sum: the adapter goes out, the sum of weighted deltas of the active block comes back, with
+    #    enough sites in it or not at all.
     task = TrainTask(
         run_id=state.run_id,
         round_id=round_id,
         track=state.track,
         plan_digest=plan.digest(),
         adapter=state.adapter,
+        sum_id=setup.roster.context.sum_id,
+        members=setup.members,
+        envelopes={},
     )
-    replies = _ask(cohort, task, state, link)
-
-    # 3. Sum: one contribution after the other; what does not belong makes its site a dropout.
     length = TrainWords.length(state.adapter.spec.size(block))
-    total, dropouts = _sum_replies(cohort, replies, _topic(state, round_id, length))
+    outcome = _sum(state, setup, task, length, cohort, exchanges, more=True)
 
-    # 4. Threshold: with too few sites in it, a sum says too much about each and too little about all.
-    require_survivors(plan, round_id=round_id, survivors=len(total.survivors))
+    # 4. Mean: the quotient of two sums, weighted deltas by weights.
+    mean = survivor_mean(outcome.words, train_fixed_point(plan))
 
-    # 5. Mean: the quotient of two sums, weighted deltas by weights.
-    mean = survivor_mean(total.words, train_fixed_point(plan))
-
-    # 6. Server optimizer: moves the active block, and its moments only.
+    # 5. Server optimizer: moves the active block, and its moments only.
     planned = state.track_plan.server_optimizer
     factor = rate_factor(planned.schedule, state.round_id, state.track_plan.training.rounds)
     adapter, optimizer = next_adapter(
@@ -231,20 +233,22 @@ def run_round(state: TrackState, link: SiteLink) -> TrackState:
         optimizer=state.optimizer,
     )
 
-    # 7. Close: the round is in the history, and the next one trains the other block if the mode says so.
+    # 6. Close: the round is in the history, and the next one trains the other block if the mode says so.
     report = RoundReport(
         round_id=round_id,
         block=block,
         mode=plan.aggregation.mode,
-        survivors=total.survivors,
-        dropouts=dropouts,
+        survivors=outcome.survivors,
+        dropouts=outcome.dropouts,
         weight_sum=mean.weight_sum,
         patients=mean.patients,
         pairs=mean.pairs,
         steps=mean.steps,
         clipped=mean.clipped,
-        bytes_up=sum(size_of(reply) for reply in replies.values()),
-        bytes_down=size_of(task) * len(cohort),
+        sum_id=task.sum_id,
+        exchanges=exchanges.count,
+        bytes_up=exchanges.bytes_up,
+        bytes_down=exchanges.bytes_down,
         seconds=time.perf_counter() - started,
         mean_delta_norm=float(np.linalg.norm(mean.delta)),
     )
@@ -255,29 +259,75 @@ def run_round(state: TrackState, link: SiteLink) -> TrackState:
         optimizer=optimizer,
         history=(*state.history, report),
         metrics=None,
+        sum_id=task.sum_id + 1,
+        setup=outcome.next_setup,
     )
 
 
-def evaluate(state: TrackState, link: SiteLink) -> MetricCounts:
-    """The sites' counts for the state's adapter, pooled; no site's counts are kept or shown.
+def evaluate(state: TrackState, link: SiteLink) -> TrackState:
+    """The state with the sites' counts for its adapter, summed like deltas; no site's counts are seen.
 
     Raises:
-        TooFewSurvivorsError: Fewer sites answered than the plan's ``minimum_survivors``.
+        TooFewSurvivorsError: Fewer sites answered than the plan or the share threshold wants.
         BadMessageError: The sum is no sum of counts.
+        WrongSecretError: As in ``run_round``.
     """
     plan, round_id = state.plan, state.round_id
     cohort = choose_cohort(plan, round_id=round_id, reachable=link.sites(), declined=state.declined)
+    exchanges = Exchanges(link, plan.aggregation.timeout_s)
+    setup = _setup(state, cohort, round_id, exchanges)
     task = EvaluateTask(
         run_id=state.run_id,
         round_id=round_id,
         track=state.track,
         plan_digest=plan.digest(),
         adapter=state.adapter,
+        sum_id=setup.roster.context.sum_id,
+        members=setup.members,
+        envelopes={},
     )
-    replies = _ask(cohort, task, state, link)
-    total, _ = _sum_replies(cohort, replies, _topic(state, round_id, WORD_COUNT))
-    require_survivors(plan, round_id=round_id, survivors=len(total.survivors))
-    return pooled_counts(total.words)
+    outcome = _sum(state, setup, task, WORD_COUNT, cohort, exchanges, more=False)
+    return replace(state, metrics=pooled_counts(outcome.words), sum_id=task.sum_id, setup=None)
+
+
+def _setup(state: TrackState, cohort: tuple[SiteId, ...], round_id: RoundId, exchanges: Exchanges) -> Setup:
+    """The keys of the next sum: those that are agreed, while enough of their sites can be reached."""
+    if state.setup is not None:
+        roster, present = state.setup.roster, set(state.setup.members) & set(cohort)
+        if len(present) >= state.plan.aggregation.least_survivors(len(roster.sites), roster.threshold):
+            return state.setup
+    return agree(_keys_of(state, state.sum_id + 1, round_id), cohort, exchanges)
+
+
+def _sum(
+    state: TrackState,
+    setup: Setup,
+    task: SumTask,
+    length: int,
+    cohort: tuple[SiteId, ...],
+    exchanges: Exchanges,
+    *,
+    more: bool,
+) -> SumOutcome:
+    next_round = RoundId(state.round_id + 1)
+    return sum_up(
+        setup,
+        task,
+        plan=state.plan,
+        identities=state.identities,
+        adapter_id=state.adapter.digest(),
+        length=length,
+        reachable=cohort,
+        coming=_keys_of(state, task.sum_id + 1, next_round) if more else None,
+        exchanges=exchanges,
+    )
+
+
+def _keys_of(state: TrackState, sum_id: int, round_id: RoundId) -> KeySetup:
+    context = SumContext(
+        run_id=state.run_id, track=state.track, sum_id=sum_id, plan_digest=state.plan.digest()
+    )
+    return KeySetup(context, plan=state.plan, identities=state.identities, round_id=round_id)
 
 
 def _try_round(state: TrackState, link: SiteLink, *, attempts: int, pause_s: float) -> TrackState:
@@ -285,50 +335,8 @@ def _try_round(state: TrackState, link: SiteLink, *, attempts: int, pause_s: flo
     for attempt in range(1, attempts):
         try:
             return run_round(state, link)
-        except TooFewSurvivorsError as error:
+        except (TooFewSurvivorsError, WrongSecretError) as error:
             logger.warning("%s: %s; attempt %d of %d", state.track, error, attempt, attempts)
-            state = replace(state, retried=state.retried + 1)
+            state = state.after_failure()
             time.sleep(pause_s)
     return run_round(state, link)
-
-
-def _ask(
-    sites: tuple[SiteId, ...], task: Task, state: TrackState, link: SiteLink
-) -> Mapping[SiteId, Message]:
-    return link.exchange(dict.fromkeys(sites, task), state.plan.aggregation.timeout_s)
-
-
-def _topic(state: TrackState, round_id: RoundId, length: int) -> SumTopic:
-    return SumTopic(
-        run_id=state.run_id,
-        round_id=round_id,
-        track=state.track,
-        adapter_id=state.adapter.digest(),
-        length=length,
-    )
-
-
-def _sum_replies(
-    cohort: tuple[SiteId, ...], replies: Mapping[SiteId, Message], topic: SumTopic
-) -> tuple[SurvivorSum, dict[SiteId, str]]:
-    """The sum of the contributions that belong to the topic, and why the other sites are not in it."""
-    total = SurvivorSum(topic)
-    dropouts: dict[SiteId, str] = {}
-    for site in cohort:
-        try:
-            total.add(site, _contribution(replies.get(site)))
-        except BadMessageError as error:
-            dropouts[site] = error.reason
-            logger.warning("%s: round %d without %s: %s", topic.track, topic.round_id, site, error.reason)
-    return total, dropouts
-
-
-def _contribution(reply: Message | None) -> Contribution:
-    """The reply as a contribution; BadMessageError, with the reason of the dropout, if it is none."""
-    if reply is None:
-        raise BadMessageError("no answer")
-    if isinstance(reply, Refusal):
-        raise BadMessageError(f"refused: {reply.reason}")
-    if not isinstance(reply, Contribution):
-        raise BadMessageError(f"expected a contribution, got {type(reply).__name__}")
-    return reply

@@ -22,6 +22,7 @@ class CoordinatorSettings:
 
     Attributes:
         adapters: Folder of the initial adapters, ``{track}.safetensors`` for each track of the plan.
+        identities: Folder of the public identities of the plan's sites, ``{site_id}.json`` for each.
         out: Folder that gets a folder for each track, with the final adapter and the rounds' reports.
         attempts: How often a round that loses too many sites is tried before the run ends.
         retry_pause_s: Seconds between two attempts.
@@ -29,6 +30,7 @@ class CoordinatorSettings:
     """
 
     adapters: Path
+    identities: Path
     out: Path
     attempts: int
     retry_pause_s: float
@@ -45,5 +47,6 @@ class CoordinatorSettings:
     @classmethod
     def from_run_config(cls, run_config: Mapping[str, Any]) -> CoordinatorSettings:
         """The defaults, overridden by a Flower run's configuration without its plan. SettingsError."""
-        given = {key: value for key, value in run_config.items() if key != RUN_CONFIG_KEY}
+        # Flower knows only keys that have a default (pyproject.toml), and none of its types means "none".
+        given = {key: value for key, value in run_config.items() if key != RUN_CONFIG_KEY and value != ""}
         return load_settings(cls, read_yaml(DEFAULTS), given, where="run config")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -10,17 +11,24 @@ from pathlib import Path
 
 from client.app import app as client_app
 from client.preferences.store import create_master_key, read_master_key
+from client.session import SiteSession, Work
+from client.session_store import MemoryStore
 from client.student.model import Student, adapter_spec, digest_base, load_base, make_student
 from client.teacher.eyes import load_image_encoder, load_note_encoder
 from client.teacher.fit import TeacherRecipe
 from client.teacher.sight import Encoders, Memory
-from client.worker import SiteWorker, attach, detach
+from client.worker import SiteWorker
+from client.worker_link import attach, detach
 from common.adapter import Adapter, initial_adapter, save_adapter
+from common.fixedpoint import Words
 from common.ids import RunId, SiteId
+from common.messages import SumTask, TrainTask
+from common.pki import Identity, write_public
 from common.plan import AdapterPlan, RunPlan, TrackPlan
 from common.tracks import RARE_DISEASE
 from server.app import make_app
 from server.rounds import TrackState, run_track
+from server.session import Identities
 from simulations.grid import run_apps
 from simulations.link import MemoryLink
 from simulations.scenarios import Population
@@ -124,6 +132,50 @@ def make_workers(
     return workers
 
 
+class Clocked:
+    """A site's work, with the seconds that its training took."""
+
+    def __init__(self, work: Work) -> None:
+        self._work = work
+        self.seconds = 0.0
+
+    def prepare(self) -> object:
+        """As the work does it."""
+        return self._work.prepare()
+
+    def words(self, task: SumTask) -> Words:
+        """As the work does it; training is on the clock."""
+        started = time.perf_counter()
+        words = self._work.words(task)
+        if isinstance(task, TrainTask):
+            self.seconds += time.perf_counter() - started
+        return words
+
+
+def make_sessions(
+    plan: RunPlan, works: Mapping[SiteId, Work]
+) -> tuple[dict[SiteId, SiteSession], Identities]:
+    """A session for each site's work, and the sites' public identities.
+
+    Everything is made for one run and lives in memory: the sites of a simulation end with their process, and
+    approve one another because one person runs them all.
+    """
+    own = {site: Identity.generate(site) for site in plan.sites}
+    identities = {site: identity.public() for site, identity in own.items()}
+    sessions = {
+        site: SiteSession(
+            plan=plan,
+            track=TRACK,
+            identity=own[site],
+            approved=identities,
+            store=MemoryStore(),
+            work=work,
+        )
+        for site, work in works.items()
+    }
+    return sessions, identities
+
+
 def federate(
     plan: RunPlan,
     workers: Mapping[SiteId, SiteWorker],
@@ -132,8 +184,8 @@ def federate(
     link: str,
     folder: Path,
     on_state: Callable[[TrackState], None],
-) -> TrackState:
-    """Run the plan over the workers; the evaluated state.
+) -> tuple[TrackState, float]:
+    """Run the plan over the workers; the evaluated state, and the seconds of its rounds spent on training.
 
     Args:
         plan: With one track.
@@ -143,18 +195,26 @@ def federate(
         folder: Gets the initial adapter and the coordinator's output.
         on_state: Handed every state on the way.
     """
+    works = {site: Clocked(worker) for site, worker in workers.items()}
+    sessions, identities = make_sessions(plan, works)
     if link == "memory":
-        start = TrackState(plan=plan, run_id=RunId("run-1"), track=TRACK, adapter=initial)
-        return run_track(start, MemoryLink(workers), on_state=on_state)
+        start = TrackState(
+            plan=plan, run_id=RunId("run-1"), track=TRACK, adapter=initial, identities=identities
+        )
+        state = run_track(start, MemoryLink(sessions), on_state=on_state)
+        return state, sum(work.seconds for work in works.values())
     last: list[TrackState] = []
 
     def keep(state: TrackState) -> None:
         last[:] = [state]
         on_state(state)
 
-    folder.mkdir(parents=True, exist_ok=True)
+    public = folder / "identities"
+    public.mkdir(parents=True, exist_ok=True)
+    for identity in identities.values():
+        write_public(identity, public)
     save_adapter(initial, folder / f"{TRACK}.safetensors")
-    with attached_workers(workers):
+    with attached_sessions(sessions):
         run_apps(
             make_app(keep),
             client_app,
@@ -162,20 +222,21 @@ def federate(
             run_config={
                 "plan": plan.to_json(),
                 "adapters": os.fspath(folder),
+                "identities": os.fspath(public),
                 "out": os.fspath(folder),
                 "attempts": 1,
             },
         )
-    return last[0]
+    return last[0], sum(work.seconds for work in works.values())
 
 
 @contextmanager
-def attached_workers(workers: Mapping[SiteId, SiteWorker]) -> Iterator[None]:
-    """Let the client app find the workers for a while."""
+def attached_sessions(sessions: Mapping[SiteId, SiteSession]) -> Iterator[None]:
+    """Let the client app find the sites for a while."""
     try:
-        for site, worker in workers.items():
-            attach(site, worker)
+        for site, session in sessions.items():
+            attach(site, session)
         yield
     finally:
-        for site in workers:
+        for site in sessions:
             detach(site)

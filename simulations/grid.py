@@ -1,8 +1,8 @@
 """Flower's ServerApp and ClientApp in one process: the live code, without SuperLink, SuperNodes or Ray.
 
-``LocalGrid`` is a ``Grid`` that calls the client app when a message is pushed, one site after another, and
-keeps the reply until it is pulled. What Flower's processes set up for their apps (task identity, context,
-message ids, an error reply for an app that raises) is set up here the same way.
+``LocalGrid`` is a ``Grid`` that keeps a message until its reply is pulled, and calls the client app then: one
+site after another, and never two replies in memory. What Flower's processes set up for their apps (task
+identity, context, message ids, an error reply for an app that raises) is set up here the same way.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class LocalGrid(Grid):
             node: _context(run_id, node, {NODE_CONFIG_SITE: site}, {})
             for node, site in enumerate(sites, FIRST_NODE)
         }
-        self._replies: dict[str, FlowerMessage] = {}
+        self._waiting: dict[str, FlowerMessage] = {}
         self._pushed = 0
 
     def set_run(self, run: Run) -> None:
@@ -68,25 +68,27 @@ class LocalGrid(Grid):
         return list(self._contexts)
 
     def push_messages(self, messages: Iterable[FlowerMessage]) -> Iterable[str]:
-        """Have the nodes do what the messages ask, one after another; their ids."""
+        """Take the messages; their ids."""
         return [self._push(message) for message in messages]
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[FlowerMessage]:
-        """The replies to these messages, each once."""
-        return [self._replies.pop(message_id) for message_id in message_ids if message_id in self._replies]
+        """Have the nodes do what these messages ask, one after another; the replies, each once."""
+        for message_id in message_ids:
+            if message_id in self._waiting:
+                yield self._reply(self._waiting.pop(message_id))
 
     def send_and_receive(
         self, messages: Iterable[FlowerMessage], *, timeout: float | None = None
     ) -> Iterable[FlowerMessage]:
         """The replies to messages. They are there at once, so that ``timeout`` is never reached."""
-        return self.pull_messages(self.push_messages(messages))
+        return list(self.pull_messages(self.push_messages(messages)))
 
     def _push(self, message: FlowerMessage) -> str:
         self._pushed += 1
         message_id = f"message-{self._pushed}"
         # As Flower's own grid does it: the field has no setter.
         message.metadata.__dict__["_message_id"] = message_id
-        self._replies[message_id] = self._reply(message)
+        self._waiting[message_id] = message
         return message_id
 
     def _reply(self, message: FlowerMessage) -> FlowerMessage:

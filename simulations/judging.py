@@ -20,7 +20,7 @@ from simulations.scenarios import Population
 from simulations.scores import Scores, mean_over_sites, score
 from simulations.settings import SimulationSettings
 from simulations.stages import Stages
-from simulations.students import Students, Trained, federated_state
+from simulations.students import Students, Trained, federated_state, federated_student
 
 LINEAR_MODELS = MappingProxyType({"linear_model": False, "linear_model_with_exclusions": True})
 """By method: whether findings that were looked for and not found are read too."""
@@ -156,7 +156,9 @@ def collect(
                 methods=methods,
             )
         },
-        aggregation=AggregationResult.of(state.history, retried=state.retried),
+        aggregation=AggregationResult.of(
+            state.history, retried=state.retried, work_seconds=federated_student(trained).work_seconds
+        ),
     )
 
 

@@ -8,13 +8,14 @@ that is tried again meets the fault no more.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from enum import StrEnum
 from types import MappingProxyType
 
 from common.errors import FederationError
 from common.ids import RoundId, SiteId
-from common.messages import EvaluateTask, Message, TrainTask, from_bytes, refusal, to_bytes
+from common.messages import Bundle, Message, PrepareTask, TrainTask, refusal
+from common.wire import from_bytes, to_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +44,7 @@ NO_FAULTS: Faults = MappingProxyType({})
 class MemoryLink:
     """A ``SiteLink`` over handlers in this process.
 
-    Faults hit preparation (round 0) and training tasks; evaluation is left alone.
+    Faults hit preparation (round 0) and training tasks, with what rides on them; the rest is left alone.
     """
 
     def __init__(self, handlers: Mapping[SiteId, Handler], faults: Faults = NO_FAULTS) -> None:
@@ -58,16 +59,14 @@ class MemoryLink:
         """All sites, by name."""
         return tuple(sorted(self._handlers))
 
-    def exchange(self, tasks: Mapping[SiteId, Message], timeout_s: float) -> Mapping[SiteId, Message]:
+    def exchange(self, tasks: Mapping[SiteId, Message], timeout_s: float) -> Iterator[tuple[SiteId, Message]]:
         """Have the sites do their tasks one after another. Time is not measured: only ``LATE`` is late."""
         if not timeout_s > 0:
             raise ValueError(f"Expected timeout_s > 0, got {timeout_s}")
-        replies: dict[SiteId, Message] = {}
         for site, task in tasks.items():
             reply = self._deliver(site, task)
             if reply is not None:
-                replies[site] = reply
-        return replies
+                yield site, reply
 
     def _deliver(self, site: SiteId, task: Message) -> Message | None:
         """What comes back in time from ``site``."""
@@ -80,10 +79,11 @@ class MemoryLink:
         return None if fault is Fault.LATE else reply
 
     def _fault_of(self, site: SiteId, task: Message) -> Fault | None:
-        if isinstance(task, EvaluateTask):
-            return None
-        round_id = task.round_id if isinstance(task, TrainTask) else PREPARATION
-        return self._faults.pop((round_id, site), None)
+        for part in task.parts if isinstance(task, Bundle) else (task,):
+            if isinstance(part, TrainTask | PrepareTask):
+                round_id = part.round_id if isinstance(part, TrainTask) else PREPARATION
+                return self._faults.pop((round_id, site), None)
+        return None
 
 
 def _answer(handle: Handler, site: SiteId, task: Message) -> Message:

@@ -108,7 +108,9 @@ def render_report(content: Mapping[str, Any], picture: RunPicture) -> str:
     """
     modes = (content["aggregation"]["mode"], content["privacy"]["mode"])
     if modes != (AGGREGATION_MODE, NO_PRIVACY["mode"]):
-        raise ValueError(f"Expected aggregation mode clear and privacy none, got {modes[0]} and {modes[1]}")
+        raise ValueError(
+            f"Expected aggregation mode {AGGREGATION_MODE} and privacy none, got {modes[0]} and {modes[1]}"
+        )
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,

@@ -26,7 +26,8 @@ from simulations.scores import Scores
 RESULTS_SCHEMA = 1
 RESULTS_FILE = "results.json"
 PREDICTIONS_FOLDER = "predictions"
-AGGREGATION_MODE = "clear"
+AGGREGATION_MODE = "secagg-v1"
+TIMES = frozenset({"seconds", "work_seconds"})
 # Further digits differ with the order of a sum and tell nobody anything.
 DIGITS = 6
 
@@ -123,6 +124,7 @@ class AggregationResult:
         retried: Rounds that were run again after they failed.
         bytes_up_per_site: Bytes that a site sent in the whole run: the mean over the sites in each sum.
         seconds: Of all rounds together.
+        work_seconds: Of these, those in which sites trained; the rest went into keys, masks and messages.
     """
 
     rounds: int
@@ -130,9 +132,10 @@ class AggregationResult:
     retried: int
     bytes_up_per_site: int
     seconds: float
+    work_seconds: float
 
     @classmethod
-    def of(cls, history: Sequence[RoundReport], *, retried: int) -> AggregationResult:
+    def of(cls, history: Sequence[RoundReport], *, retried: int, work_seconds: float) -> AggregationResult:
         """Return the costs of closed rounds, of all tracks together."""
         return cls(
             rounds=len(history),
@@ -140,6 +143,7 @@ class AggregationResult:
             retried=retried,
             bytes_up_per_site=round(sum(report.bytes_up / len(report.survivors) for report in history)),
             seconds=sum(report.seconds for report in history),
+            work_seconds=work_seconds,
         )
 
     def as_dict(self) -> dict[str, Any]:
@@ -151,6 +155,7 @@ class AggregationResult:
             "retried": self.retried,
             "bytes_up_per_site": self.bytes_up_per_site,
             "seconds": self.seconds,
+            "work_seconds": self.work_seconds,
         }
 
 
@@ -219,7 +224,7 @@ def without_times(content: Any) -> Any:
     Guarantee: two runs of one seed on one machine differ in nothing that is left.
     """
     if isinstance(content, Mapping):
-        return {key: without_times(value) for key, value in content.items() if key != "seconds"}
+        return {key: without_times(value) for key, value in content.items() if key not in TIMES}
     if isinstance(content, list | tuple):
         return [without_times(value) for value in content]
     return content

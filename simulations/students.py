@@ -31,12 +31,14 @@ class Trained:
         seconds: Of training.
         bytes_up: That one site sent, at most.
         state: Of the federation; None for a student trained alone.
+        work_seconds: Of a federation's rounds, those in which its sites trained.
     """
 
     adapter: Adapter
     seconds: float = 0.0
     bytes_up: int | None = None
     state: TrackState | None = None
+    work_seconds: float = 0.0
 
 
 Students = Mapping[str, Trained | Mapping[SiteId, Trained]]
@@ -108,7 +110,7 @@ class Course:
                 advance(int(state.round_id) - seen[0])
                 seen[0] = int(state.round_id)
 
-            state = federate(
+            state, work_seconds = federate(
                 self.plan,
                 self.workers,
                 self.models.initial,
@@ -122,6 +124,7 @@ class Course:
             seconds=time.perf_counter() - started,
             bytes_up=max(sent, default=0) * len(state.history),
             state=state,
+            work_seconds=work_seconds,
         )
 
     def train_local(self) -> dict[SiteId, Trained]:

@@ -85,10 +85,15 @@ def protection(content: Mapping[str, Any]) -> str:
     """Return one line on how the run's patients are protected."""
     aggregation, privacy = content["aggregation"]["mode"], content["privacy"]["mode"]
     line = f"Aggregation mode: {aggregation}. Privacy: {privacy}."
-    if aggregation == "clear":
-        line += " The coordinator saw each site's adapter change."
+    if aggregation == "secagg-v1":
+        line += " The coordinator saw only the sum of the sites' updates."
+    seconds, work = content["aggregation"]["seconds"], content["aggregation"]["work_seconds"]
+    if seconds:
+        line += (
+            f" Keys, masks, sums and messages took {max(0.0, 1 - work / seconds):.0%} of the rounds' time."
+        )
     if privacy == "none":
-        line += " The student carries no bound on what it tells about one patient."
+        line += " No noise protects single patients yet: the student has no bound on what it tells about one."
     return line
 
 

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from client.session import SiteSession, Work
+from client.session_store import MemoryStore, SessionStore
 from common.adapter import Adapter, AdapterMode, AdapterSpec, ModuleShape, initial_adapter
-from common.fixedpoint import encode_counts
+from common.fixedpoint import Words, encode_counts
 from common.ids import RoundId, RunId, SiteId, site_id
-from common.messages import (
-    Contribution,
-    EvaluateTask,
-    Message,
-    PrepareTask,
-    Ready,
-    TrainTask,
-    TrainWords,
-    train_fixed_point,
-)
+from common.messages import SumTask, TrainTask
 from common.metrics import MetricCounts
+from common.pki import Identity
 from common.plan import (
     AdapterPlan,
     AggregationPlan,
@@ -32,6 +27,7 @@ from common.plan import (
     TrackPlan,
     TrainingPlan,
 )
+from common.train_words import TrainWords, train_fixed_point
 from server.rounds import TrackState
 
 TRACK = "rare_disease"
@@ -98,35 +94,33 @@ def tiny_plan(
 
 def tiny_state(adapter: Adapter | None = None, **plan: Any) -> TrackState:
     adapter = tiny_adapter() if adapter is None else adapter
-    return TrackState(plan=tiny_plan(adapter, **plan), run_id=RUN, track=TRACK, adapter=adapter)
+    made = tiny_plan(adapter, **plan)
+    public = {site: identity.public() for site, identity in fake_identities(made).items()}
+    return TrackState(plan=made, run_id=RUN, track=TRACK, adapter=adapter, identities=public)
+
+
+def fake_identities(plan: RunPlan) -> dict[SiteId, Identity]:
+    """The same for every plan with these sites: a key that is made of the name."""
+    return {
+        site: Identity(site_id=site, private_key=hashlib.sha256(site.encode()).digest())
+        for site in plan.sites
+    }
 
 
 @dataclass(frozen=True, kw_only=True)
-class FakeSite:
-    """Answers every task; its delta depends on site, round and block only."""
+class FakeWork:
+    """Does every task; its delta depends on site, round and block only."""
 
     site: SiteId
     plan: RunPlan
     patients: int = 10
     counts: MetricCounts = COUNTS
 
-    def __call__(self, task: Message) -> Message:
-        if isinstance(task, PrepareTask):
-            return Ready(run_id=task.run_id, track=task.track, site_id=self.site)
-        if isinstance(task, TrainTask):
-            return self.contribute(task, self.train_words(task).join())
-        assert isinstance(task, EvaluateTask)
-        return self.contribute(task, self.counts.to_words())
+    def prepare(self) -> None:
+        """Be ready."""
 
-    def contribute(self, task: TrainTask | EvaluateTask, words: np.ndarray) -> Contribution:
-        return Contribution(
-            run_id=task.run_id,
-            round_id=task.round_id,
-            track=task.track,
-            site_id=self.site,
-            adapter_id=task.adapter.digest(),
-            words=words,
-        )
+    def words(self, task: SumTask) -> Words:
+        return self.train_words(task).join() if isinstance(task, TrainTask) else self.counts.to_words()
 
     def delta(self, round_id: RoundId, size: int) -> np.ndarray:
         seed = [self.plan.sites.index(self.site), round_id]
@@ -143,6 +137,29 @@ class FakeSite:
         )
 
 
-def fake_sites(plan: RunPlan) -> dict[SiteId, FakeSite]:
+def fake_works(plan: RunPlan) -> dict[SiteId, FakeWork]:
     """One for each site of the plan, with 10, 20, 30 ... patients."""
-    return {site: FakeSite(site=site, plan=plan, patients=10 * n) for n, site in enumerate(plan.sites, 1)}
+    return {site: FakeWork(site=site, plan=plan, patients=10 * n) for n, site in enumerate(plan.sites, 1)}
+
+
+def fake_sites(
+    plan: RunPlan,
+    works: Mapping[SiteId, Work] | None = None,
+    stores: Mapping[SiteId, SessionStore] | None = None,
+    *,
+    track: str = TRACK,
+) -> dict[SiteId, SiteSession]:
+    """The real session of every site over its fake work."""
+    identities = fake_identities(plan)
+    public = {site: identity.public() for site, identity in identities.items()}
+    return {
+        site: SiteSession(
+            plan=plan,
+            track=track,
+            identity=identities[site],
+            approved=public,
+            store=stores[site] if stores else MemoryStore(),
+            work=work,
+        )
+        for site, work in (works or fake_works(plan)).items()
+    }

@@ -74,7 +74,8 @@ Trained by `{card.method}` under plan `{card.plan_digest}`; it orders {answers} 
 
 - Privacy mode: `{card.privacy}`. Aggregation mode: `{card.aggregation}`.
 - With privacy mode `none` there is no formal guarantee for any patient: do not publish this adapter.
-- With aggregation mode `clear` the coordinator saw each site's own update.
+- With aggregation mode `secagg-v1` the coordinator saw only the sum of the sites' updates; no noise protects
+  single patients yet.
 - For research. Not a medical device.
 
     consilium-site predict --student . --track {card.track} --input cases.jsonl --output answers.jsonl

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -5,8 +7,8 @@ from client.contribution import site_weight, train_words
 from client.student.fit import LocalUpdate
 from common.adapter import Block, flatten, initial_adapter, unflatten
 from common.fixedpoint import FixedPoint, decode_counts
-from common.messages import TrainWords
 from common.plan import AggregationPlan
+from common.train_words import TrainWords
 from tests.fakes import tiny_adapter
 
 PLAN = AggregationPlan(minimum_survivors=2, site_patients_cap=100, timeout_s=1.0)
@@ -38,6 +40,22 @@ def test_coordinates_beyond_the_largest_are_cut_and_counted_never_wrapped() -> N
     words = train_words(received, update, Block.B, weight=1.0, fixed_point=FIXED)
     assert FIXED.decode(words.delta)[:2] == pytest.approx([1.0, -1.0])
     assert decode_counts(words.counts)[3] == 2
+
+
+def test_a_count_stops_at_the_most_that_the_sum_has_room_for_and_never_wraps() -> None:
+    size = tiny_adapter().spec.size(Block.B)
+    update, received = update_of(np.zeros(size))
+    most = (2**16 - 1) // 5
+    for pairs, told in ((most, most), (most + 1, most), (10**9, most)):
+        words = train_words(
+            received,
+            replace(update, pairs=pairs),
+            Block.B,
+            weight=1.0,
+            fixed_point=FixedPoint.for_sum(1.0, 5, bits=16),
+        )
+        assert decode_counts(words.counts) == (6, told, 3, 0)
+        assert told * 5 < 2**16
 
 
 def test_a_site_counts_by_its_patients_or_like_all_others() -> None:

@@ -1,4 +1,3 @@
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,16 +8,17 @@ from client.patients.notes import NO_FINDINGS
 from client.patients.records import Finding, PatientRecord
 from client.preferences.store import create_master_key, load_pairs, read_master_key
 from client.student.model import adapter_spec, digest_base
-from client.worker import NoPairsError, Notes, SitePatients, SiteWorker, attach, attached, detach, site_seed
+from client.worker import NoPairsError, Notes, SitePatients, SiteWorker, site_seed
 from common.adapter import Block, initial_adapter
-from common.errors import DigestMismatchError, FederationError
+from common.errors import DigestMismatchError
 from common.fixedpoint import decode_counts
-from common.ids import RoundId, RunId, SiteId, site_id
-from common.messages import EvaluateTask, PrepareTask, Ready, TrainTask, TrainWords, train_fixed_point
+from common.ids import RoundId, RunId, site_id
+from common.messages import EvaluateTask, PrepareTask, Ready, TrainTask
 from common.metrics import MetricCounts
 from common.plan import RunPlan
 from common.tracks import RARE_DISEASE
-from simulations.federation import Models, imitation_plan, make_plan
+from common.train_words import TrainWords, train_fixed_point
+from simulations.federation import Models, imitation_plan, make_plan, make_sessions
 from simulations.scenarios import Population
 from tests.simulations.small import small_models, small_population, small_settings
 
@@ -75,12 +75,20 @@ def train_task(plan: RunPlan, models: Models, round_id: int = 1) -> TrainTask:
         track=RARE_DISEASE.name,
         plan_digest=plan.digest(),
         adapter=models.initial,
+        sum_id=1,
+        members=plan.sites,
+        envelopes={},
     )
 
 
 def test_readiness_is_told_without_a_count(worker: SiteWorker, plan: RunPlan) -> None:
+    sessions, _ = make_sessions(plan, {SITE: worker})
     task = PrepareTask(run_id=RUN, track=RARE_DISEASE.name, plan_digest=plan.digest())
-    assert worker(task) == Ready(run_id=RUN, track=RARE_DISEASE.name, site_id=SITE)
+    assert sessions[SITE](task) == Ready(run_id=RUN, track=RARE_DISEASE.name, site_id=SITE)
+
+
+def test_a_site_gets_ready_once(worker: SiteWorker) -> None:
+    assert worker.prepare() is worker.prepare()
 
 
 def test_pairs_are_stored_encrypted_under_their_plan(
@@ -98,7 +106,7 @@ def test_pairs_are_stored_encrypted_under_their_plan(
 def test_a_contribution_is_a_weighted_delta_with_its_counts(
     worker: SiteWorker, plan: RunPlan, models: Models
 ) -> None:
-    words = TrainWords.split(worker(train_task(plan, models)).words)
+    words = TrainWords.split(worker.words(train_task(plan, models)))
     fixed_point = train_fixed_point(plan)
     lessons = worker.prepare()
     cap = plan.aggregation.site_patients_cap
@@ -114,7 +122,7 @@ def test_a_contribution_is_a_weighted_delta_with_its_counts(
 
 
 def test_the_same_task_gives_the_same_words(worker: SiteWorker, plan: RunPlan, models: Models) -> None:
-    first, second = (worker(train_task(plan, models)).words for _ in range(2))
+    first, second = (worker.words(train_task(plan, models)) for _ in range(2))
     assert (first == second).all()
 
 
@@ -127,21 +135,12 @@ def test_evaluation_answers_with_counts_of_the_sites_own_test_patients(
         track=RARE_DISEASE.name,
         plan_digest=plan.digest(),
         adapter=models.initial,
+        sum_id=1,
+        members=plan.sites,
+        envelopes={},
     )
-    counts = MetricCounts.from_words(worker(task).words)
+    counts = MetricCounts.from_words(worker.words(task))
     assert counts.n == len(population.sites[SITE].test)
-
-
-def test_a_task_of_another_plan_track_or_kind_is_refused(
-    worker: SiteWorker, plan: RunPlan, models: Models
-) -> None:
-    task = train_task(plan, models)
-    with pytest.raises(DigestMismatchError, match="plan"):
-        worker(replace(task, plan_digest="0" * 64))
-    with pytest.raises(FederationError, match="expected track rare_disease, got tissue_type"):
-        worker(replace(task, track="tissue_type"))
-    with pytest.raises(FederationError, match="expected a task, got Ready"):
-        worker(Ready(run_id=RUN, track=RARE_DISEASE.name, site_id=SITE))
 
 
 def test_other_answers_than_the_plans_are_refused(
@@ -198,21 +197,6 @@ def test_hidden_findings_reach_no_prompt() -> None:
     )
     view = Notes(facial="hide", facial_ids=frozenset({"HP:0000316"})).view(record)
     assert view.note == f"The patient was male. {NO_FINDINGS}"
-
-
-@pytest.fixture
-def attached_site() -> Iterator[SiteId]:
-    yield SITE
-    detach(SITE)
-
-
-def test_a_worker_is_attached_once_and_found_by_name(attached_site: SiteId) -> None:
-    with pytest.raises(FederationError, match="no worker is running for site site-a"):
-        attached(attached_site)
-    attach(attached_site, lambda message: message)
-    assert callable(attached(attached_site))
-    with pytest.raises(ValueError, match="Expected no worker for site site-a yet"):
-        attach(attached_site, lambda message: message)
 
 
 def test_two_sites_never_draw_alike() -> None:

@@ -16,6 +16,11 @@ def test_text_replaces_the_old_file(tmp_path: Path) -> None:
     assert [found.name for found in tmp_path.iterdir()] == ["answers.jsonl"]
 
 
+def test_bytes_are_written_as_they_are(tmp_path: Path) -> None:
+    write_atomically(tmp_path / "record", b"\xff\x00")
+    assert (tmp_path / "record").read_bytes() == b"\xff\x00"
+
+
 def test_private_file_is_readable_by_its_owner_only(tmp_path: Path) -> None:
     write_atomically(tmp_path / "private", "x", private=True)
     assert stat.S_IMODE((tmp_path / "private").stat().st_mode) == 0o600

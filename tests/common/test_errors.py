@@ -1,14 +1,24 @@
 import pytest
 
+import common.errors
 from common.errors import (
+    AnsweredAlreadyError,
+    BadEnvelopeError,
     BadFileError,
     BadMessageError,
+    BadRosterError,
+    BadSignatureError,
+    BadSurvivorListError,
     DigestMismatchError,
     FederationError,
     SettingsError,
     SiteRefusedError,
+    StaleSumError,
     TooFewSurvivorsError,
+    TranscriptMismatchError,
+    UnapprovedSiteError,
     UnsupportedSchemaError,
+    WrongSecretError,
 )
 
 EXAMPLES = [
@@ -19,6 +29,21 @@ EXAMPLES = [
     (DigestMismatchError("answers", "ab", "cd"), "answers: expected digest cd, got ab"),
     (TooFewSurvivorsError(4, 2, 3), "Round 4: 2 sites survived, 3 needed"),
     (SiteRefusedError("alpha", "plan not approved"), "Site alpha refused: plan not approved"),
+    (BadSignatureError("alpha", "keys"), "keys of alpha: expected a signature by its approved key"),
+    (
+        UnapprovedSiteError("alpha"),
+        "alpha is not approved here: its identity is in no file of approved sites",
+    ),
+    (BadRosterError(7, "expected no key twice"), "Sum 7: roster: expected no key twice"),
+    (BadEnvelopeError("alpha", "beta"), "The envelope from alpha to beta does not open"),
+    (
+        TranscriptMismatchError("alpha"),
+        "alpha: its masked input belongs to another transcript; it saw another task",
+    ),
+    (BadSurvivorListError(7, "2 survivors, 3 needed"), "Sum 7: survivor list: 2 survivors, 3 needed"),
+    (StaleSumError(7, "closed"), "Sum 7: closed"),
+    (AnsweredAlreadyError(7, "unmask"), "Sum 7: unmask was answered already, to another request"),
+    (WrongSecretError(7, "alpha"), "Sum 7: the shares of alpha's secret do not give what it committed to"),
     (BadMessageError("no magic"), "Bad message: no magic"),
     (BadFileError("a/b.json", "no JSON"), "a/b.json: no JSON"),
     (SettingsError("rounds", 0, "a whole number >= 1"), "rounds: expected a whole number >= 1, got 0"),
@@ -31,9 +56,22 @@ def test_an_error_says_its_line(error: FederationError, message: str) -> None:
     assert isinstance(error, FederationError)
 
 
+def test_every_error_has_its_example() -> None:
+    classes = {value for value in vars(common.errors).values() if isinstance(value, type)}
+    errors = {value for value in classes if issubclass(value, FederationError)}
+    assert {type(error) for error, _ in EXAMPLES} == errors - {FederationError}
+
+
 @pytest.mark.parametrize(
     "error",
-    [BadMessageError("two\nlines " * 200), SiteRefusedError("a", "x\ny"), SettingsError("k", "x\ny", "z")],
+    [
+        BadMessageError("two\nlines " * 200),
+        SiteRefusedError("a", "x\ny"),
+        SettingsError("k", "x\ny", "z"),
+        BadRosterError(1, "two\nlines " * 200),
+        BadSurvivorListError(1, "two\nlines " * 200),
+        StaleSumError(1, "two\nlines " * 200),
+    ],
 )
 def test_a_message_stays_one_line_of_bearable_length(error: FederationError) -> None:
     assert "\n" not in str(error)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.fixedpoint import FixedPoint, add_words, decode_counts, encode_counts
+from common.fixedpoint import BLOCK, FixedPoint, add_words, decode_counts, encode_counts
 
 # No deadline: another test may hold the processor.
 few = settings(max_examples=100, deadline=None)
@@ -196,3 +196,22 @@ def test_counts_that_could_wrap_or_are_no_counts_are_refused() -> None:
             encode_counts(counts, terms=terms)
     with pytest.raises(ValueError, match="Expected terms >= 1, got 0"):
         encode_counts([1], terms=0)
+
+
+@given(
+    max_abs=st.sampled_from([1.0, 0.3, 2.0, 8.0, 1e-30]),
+    terms=st.integers(1, 100),
+    bits=st.integers(16, 32),
+    seed=st.integers(0, 99),
+)
+def test_floats_of_either_width_give_the_same_words(max_abs: float, terms: int, bits: int, seed: int) -> None:
+    fixed_point = FixedPoint.for_sum(max_abs, terms, bits)
+    narrow = (np.random.default_rng(seed).normal(size=200) * max_abs).astype(np.float32)
+    assert (fixed_point.encode(narrow) == fixed_point.encode(narrow.astype(np.float64))).all()
+
+
+def test_more_values_than_a_block_are_encoded_alike() -> None:
+    fixed_point = FixedPoint.for_sum(1.0, 3)
+    values = np.random.default_rng(0).normal(size=2 * BLOCK + 7)
+    halves = [fixed_point.encode(values[:100]), fixed_point.encode(values[100:])]
+    assert (fixed_point.encode(values) == np.concatenate(halves)).all()

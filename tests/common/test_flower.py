@@ -7,7 +7,7 @@ import sys
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import common.flower
@@ -16,43 +16,41 @@ from common.flower import (
     ARRAYS_RECORD,
     HEAD_KEY,
     HEAD_RECORD,
+    Recorder,
     from_record,
     run_name,
     site_of_record,
     site_record,
     to_record,
 )
-from common.ids import AdapterId, RoundId, RunId, SiteId
-from common.messages import Contribution, Refusal, TrainTask, to_bytes
+from common.ids import SiteId
+from common.messages import KINDS, Bundle, KeysRequest, MaskedInput, Message
+from common.wire import MAX_HEAD, SCHEMA, to_bytes
 from tests.fakes import tiny_adapter
+from tests.messages import example, messages, train_task
 
 # isort: split
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
-
-def contribution(values: list[int]) -> Contribution:
-    return Contribution(
-        run_id=RunId("run-1"),
-        round_id=RoundId(1),
-        track="rare_disease",
-        site_id=SiteId("site-a"),
-        adapter_id=AdapterId("0" * 64),
-        words=np.array(values, dtype=np.uint32),
-    )
+# No deadline: another test may hold the processor.
+few = settings(max_examples=60, deadline=None)
 
 
-@given(st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=50))
-def test_a_contribution_comes_back_from_its_record(values: list[int]) -> None:
-    message = contribution(values)
+def masked(values: list[int]) -> MaskedInput:
+    return example(MaskedInput, words=np.array(values, dtype=np.uint32))
+
+
+@few
+@given(messages)
+def test_a_message_comes_back_from_its_record(message: Message) -> None:
     assert to_bytes(from_record(to_record(message))) == to_bytes(message)
 
 
-@pytest.mark.parametrize("name", ["train", "refusal"])
-def test_messages_with_and_without_arrays_come_back_from_the_bytes_of_their_record(name: str) -> None:
-    train = TrainTask(
-        run_id=RunId("r"), round_id=RoundId(1), track="t", plan_digest="0" * 64, adapter=tiny_adapter()
-    )
-    message = train if name == "train" else Refusal(run_id=RunId("r"), site_id=SiteId("s"), reason="no")
+@pytest.mark.parametrize("kind", KINDS.values())
+def test_messages_with_and_without_arrays_come_back_from_the_bytes_of_their_record(
+    kind: type[Message],
+) -> None:
+    message = example(kind)
     record = to_record(message)
     # What the SuperLink stores and sends: each object by itself.
     head = ConfigRecord.inflate(record[HEAD_RECORD].deflate())
@@ -67,17 +65,27 @@ def test_messages_with_and_without_arrays_come_back_from_the_bytes_of_their_reco
 
 
 def test_an_unchanged_block_is_the_same_object_in_the_next_round() -> None:
-    adapter = tiny_adapter()
-    records = [
-        to_record(
-            TrainTask(
-                run_id=RunId("r"), round_id=RoundId(number), track="t", plan_digest="0" * 64, adapter=adapter
-            )
-        )
-        for number in (1, 2)
-    ]
+    records = [to_record(train_task(round_id=number, adapter=tiny_adapter())) for number in (1, 2)]
     first, second = (record[ARRAYS_RECORD]["adapter.A"].object_id for record in records)
     assert first == second
+
+
+def test_an_adapter_that_goes_to_many_sites_becomes_arrays_once() -> None:
+    recorder, task = Recorder(), train_task()
+    alone = recorder.record(task)
+    riding = recorder.record(Bundle(parts=(train_task(sum_id=2, adapter=task.adapter), example(KeysRequest))))
+    for block in "AB":
+        first, second = alone[ARRAYS_RECORD][f"adapter.{block}"], riding[ARRAYS_RECORD][f"0.adapter.{block}"]
+        assert first.data is second.data
+    other = to_record(task)
+    assert other[ARRAYS_RECORD]["adapter.A"].data is not alone[ARRAYS_RECORD]["adapter.A"].data
+
+
+def test_a_recorder_keeps_apart_what_two_messages_hold() -> None:
+    recorder = Recorder()
+    # The second vector may be made where the first one was.
+    records = [recorder.record(masked([number])) for number in range(50)]
+    assert [int(from_record(record).words[0]) for record in records] == list(range(50))
 
 
 def with_head(text: object) -> RecordDict:
@@ -85,7 +93,7 @@ def with_head(text: object) -> RecordDict:
 
 
 def with_words(array: Array) -> RecordDict:
-    record = to_record(contribution([1, 2, 3]))
+    record = to_record(masked([1, 2, 3]))
     record[ARRAYS_RECORD] = ArrayRecord({"words": array})
     return record
 
@@ -102,13 +110,18 @@ def with_words(array: Array) -> RecordDict:
         with_head("[" * 100_000),
         with_head("1" * 5000),
         with_head("{}"),
-        with_head(json.dumps({"schema": 1, "kind": 99})),
-        with_head(json.dumps({"schema": 1, "kind": [1]})),
+        with_head(json.dumps({"schema": SCHEMA, "kind": 99})),
+        with_head(json.dumps({"schema": SCHEMA, "kind": [1]})),
     ],
 )
 def test_a_record_that_is_no_message_is_refused(record: RecordDict) -> None:
     with pytest.raises(BadMessageError):
         from_record(record)
+
+
+def test_a_head_longer_than_it_may_be_is_refused_before_it_is_read() -> None:
+    with pytest.raises(BadMessageError, match=f"head: expected at most {MAX_HEAD} characters"):
+        from_record(with_head("[" * (MAX_HEAD + 1)))
 
 
 def npy(array: np.ndarray) -> bytes:
@@ -144,6 +157,7 @@ def test_an_array_that_does_not_bear_out_its_header_is_refused(data: bytes) -> N
         from_record(with_words(Array("uint32", (3,), "numpy.ndarray", data)))
 
 
+@few
 @given(st.data())
 def test_a_tampered_array_raises_nothing_but_bad_message(data: st.DataObject) -> None:
     tampered = bytearray(GOOD)
@@ -154,9 +168,9 @@ def test_a_tampered_array_raises_nothing_but_bad_message(data: st.DataObject) ->
 
 
 def test_a_newer_schema_is_refused_in_a_record() -> None:
-    record = to_record(contribution([1]))
+    record = to_record(masked([1]))
     head = json.loads(record[HEAD_RECORD][HEAD_KEY])
-    record[HEAD_RECORD] = ConfigRecord({HEAD_KEY: json.dumps({**head, "schema": 2})})
+    record[HEAD_RECORD] = ConfigRecord({HEAD_KEY: json.dumps({**head, "schema": SCHEMA + 1})})
     with pytest.raises(UnsupportedSchemaError):
         from_record(record)
 

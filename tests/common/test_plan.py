@@ -47,6 +47,10 @@ def track_plan(**changes: Any) -> TrackPlan:
     )
 
 
+def aggregation_plan(**changes: Any) -> AggregationPlan:
+    return AggregationPlan(**{"minimum_survivors": 3, "site_patients_cap": 500, "timeout_s": 600, **changes})
+
+
 def run_plan(**changes: Any) -> RunPlan:
     return RunPlan(
         **{
@@ -57,7 +61,7 @@ def run_plan(**changes: Any) -> RunPlan:
             "seed": 7,
             "sites": tuple(SiteId(f"hospital-{letter}") for letter in "abcd"),
             "tracks": (track_plan(), track_plan(track="tissue_type")),
-            "aggregation": AggregationPlan(minimum_survivors=3, site_patients_cap=500, timeout_s=600),
+            "aggregation": aggregation_plan(),
             **changes,
         }
     )
@@ -146,7 +150,7 @@ def test_a_number_has_one_form() -> None:
 
 
 def test_the_digest_of_a_plan_stays_what_it_was() -> None:
-    assert PLAN.digest() == "3f238ea869411d6a70cd9f65973f8c71eef50aa55cf76c82fe7dd2c7a982da32"
+    assert PLAN.digest() == "c89dcbb9002f70c30e7985ce957fe57cd5f0c6567b64a176cb0bc3d121806980"
 
 
 A = "tracks.0.adapter"
@@ -192,6 +196,8 @@ OTHER_VALUES: Json = {
     f"{S}.beta2": 0.5,
     f"{S}.epsilon": 0.5,
     "aggregation.minimum_survivors": 2,
+    "aggregation.lost_before_upload": "abort",
+    "aggregation.word_bits": 16,
     "aggregation.max_abs_delta": 2,
     "aggregation.site_patients_cap": 1,
     "aggregation.timeout_s": 1,
@@ -356,11 +362,23 @@ def test_every_field_is_in_the_digest() -> None:
             0,
             "plan.tracks[0].server_optimizer.epsilon: expected a number > 0",
         ),
+        ("aggregation.mode", "clear", "plan.aggregation.mode: expected one of secagg-v1, got 'clear'"),
         (
-            "aggregation.mode",
-            "secagg-v1",
-            "plan.aggregation.mode: expected 'clear', the only mode yet; masked sums",
+            "aggregation.lost_before_upload",
+            "ignore",
+            "plan.aggregation.lost_before_upload: expected one of recover, abort, got 'ignore'",
         ),
+        (
+            "aggregation.word_bits",
+            15,
+            "plan.aggregation.word_bits: expected a whole number from 16 to 32, got",
+        ),
+        (
+            "aggregation.word_bits",
+            33,
+            "plan.aggregation.word_bits: expected a whole number from 16 to 32, got",
+        ),
+        ("aggregation.word_bits", 20.0, "plan.aggregation.word_bits: expected a whole number, got 20.0"),
         (
             "aggregation.minimum_survivors",
             1,
@@ -403,6 +421,7 @@ def required_paths() -> list[str]:
         ),
         *("label_policy", "rejected_from", "reject_from", "middle", "orpo_lambda", "nll_on", "weighting"),
         *("local_optimizer", "momentum", "beta1", "beta2", "epsilon", "max_abs_delta"),
+        *("lost_before_upload", "word_bits"),
     }
     paths = [*CONTENT, *(f"tracks.0.{key}" for key in CONTENT["tracks"][0])]
     paths += [
@@ -465,6 +484,8 @@ def test_a_plan_refuses_fewer_than_3_sites() -> None:
         ),
         (lambda: ServerOptimizerPlan(name="adam", momentum=0.9), "momentum"),
         (lambda: AggregationPlan(mode="x", minimum_survivors=3, site_patients_cap=1, timeout_s=1), "mode"),
+        (lambda: aggregation_plan(word_bits=33), "word_bits"),
+        (lambda: aggregation_plan(lost_before_upload="wait"), "lost_before_upload"),
         (lambda: track_plan(track="x"), "track"),
         (lambda: track_plan(adapter=None), "adapter"),
         (lambda: run_plan(expires="never"), "expires"),
@@ -473,6 +494,32 @@ def test_a_plan_refuses_fewer_than_3_sites() -> None:
 def test_a_bad_field_is_refused_from_code_as_well(make: Callable[[], object], key: str) -> None:
     with pytest.raises(ValueError, match=f"^{key}"):
         make()
+
+
+@pytest.mark.parametrize("bits", [16, 20, 32])
+def test_a_word_has_16_to_32_bits_and_32_where_nothing_is_said(bits: int) -> None:
+    assert aggregation_plan(word_bits=bits).word_bits == bits
+    assert aggregation_plan().word_bits == 32
+
+
+@pytest.mark.parametrize(
+    ("changes", "least"),
+    [
+        # A roster of six has a share threshold of five.
+        ({}, 5),
+        ({"minimum_survivors": 6}, 6),
+        ({"lost_before_upload": "abort"}, 6),
+        ({"lost_before_upload": "abort", "minimum_survivors": 6}, 6),
+    ],
+)
+def test_as_many_must_survive_as_plan_threshold_and_lost_sites_want(
+    changes: dict[str, Any], least: int
+) -> None:
+    assert aggregation_plan(**changes).least_survivors(roster=6, threshold=5) == least
+
+
+def test_sites_may_be_lost_unless_the_plan_says_otherwise() -> None:
+    assert aggregation_plan().lost_before_upload == "recover"
 
 
 def test_the_middle_must_lie_after_the_chosen_and_hold_enough() -> None:

@@ -2,18 +2,30 @@ import json
 import logging
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 import client.app
 import server.app
-from client.worker import attach, detach
+from client.worker_link import attach, detach
 from common.adapter import load_adapter, save_adapter
-from common.errors import BadFileError, DigestMismatchError, SettingsError, TooFewSurvivorsError
+from common.errors import (
+    BadFileError,
+    DigestMismatchError,
+    SettingsError,
+    TooFewSurvivorsError,
+    UnapprovedSiteError,
+)
+from common.ids import SiteId
+from common.messages import Bundle, Message
+from common.pki import Identity, write_public
+from common.plan import RunPlan
 from simulations.grid import run_apps
-from tests.fakes import SITES, TRACK, fake_sites, tiny_adapter, tiny_plan
+from tests.fakes import SITES, TRACK, fake_identities, fake_sites, tiny_adapter, tiny_plan
+
+PLAN = tiny_plan(rounds=2)
 
 IMPORT_CHECK = """
 import sys
@@ -28,19 +40,28 @@ assert telemetry.FLWR_TELEMETRY_ENABLED == "0"
 @pytest.fixture
 def config(tmp_path: Path) -> dict[str, str | float | int]:
     save_adapter(tiny_adapter(), tmp_path / f"{TRACK}.safetensors")
+    (tmp_path / "identities").mkdir()
+    for identity in fake_identities(PLAN).values():
+        write_public(identity.public(), tmp_path / "identities")
     return {
-        "plan": tiny_plan(rounds=2).to_json(),
+        "plan": PLAN.to_json(),
         "adapters": str(tmp_path),
+        "identities": str(tmp_path / "identities"),
         "out": str(tmp_path / "out"),
         "retry_pause_s": 0.0,
         "connect_timeout_s": 0.05,
     }
 
 
+def employ(handlers: dict[SiteId, Callable[[Message], Message]]) -> None:
+    for site, handler in handlers.items():
+        detach(site)
+        attach(site, handler)
+
+
 @pytest.fixture(autouse=True)
 def workers() -> Iterator[None]:
-    for site, handler in fake_sites(tiny_plan()).items():
-        attach(site, handler)
+    employ(fake_sites(PLAN))
     yield
     for site in SITES:
         detach(site)
@@ -61,7 +82,8 @@ def test_a_run_leaves_its_adapter_and_the_reports_of_its_rounds(config: dict, tm
     assert result["schema"] == 1
     assert result["adapter_id"] == load_adapter(folder / "adapter.safetensors").digest()
     assert [report["round_id"] for report in result["rounds"]] == [1, 2]
-    assert {report["mode"] for report in result["rounds"]} == {"clear"}
+    assert {report["mode"] for report in result["rounds"]} == {"secagg-v1"}
+    assert [(report["sum_id"], report["exchanges"]) for report in result["rounds"]] == [(1, 4), (2, 2)]
     assert result["rounds"][0]["survivors"] == list(SITES)
     assert result["metrics"]["n"] == 40
 
@@ -71,13 +93,30 @@ def test_every_round_has_its_line_in_the_log(config: dict, caplog: pytest.LogCap
         run(config)
     lines = [record.getMessage() for record in caplog.records if record.name == "server.app"]
     assert lines[0] == "rare_disease: prepared; declined: none"
-    assert lines[1].startswith("rare_disease: round 1 closed (block B, mode clear): 4 survivors, 0 dropouts")
+    assert lines[1].startswith(
+        "rare_disease: round 1 closed (block B, mode secagg-v1): 4 survivors, 0 dropouts"
+    )
     assert lines[3].startswith("rare_disease: evaluated: {'n': 40")
+
+
+def sites_of_all_tracks(plan: RunPlan) -> dict[SiteId, Callable[[Message], Message]]:
+    """For each site, what hands a task to the session of its track."""
+    sessions = {track.track: fake_sites(plan, track=track.track) for track in plan.tracks}
+
+    def handler(site: SiteId) -> Callable[[Message], Message]:
+        def handle(task: Message) -> Message:
+            first = task.parts[0] if isinstance(task, Bundle) else task
+            return sessions[first.track][site](task)
+
+        return handle
+
+    return {site: handler(site) for site in plan.sites}
 
 
 def test_all_tracks_of_a_plan_are_run(config: dict, tmp_path: Path) -> None:
     save_adapter(tiny_adapter(), tmp_path / "tissue_type.safetensors")
     plan = tiny_plan(rounds=1, tracks=(TRACK, "tissue_type"))
+    employ(sites_of_all_tracks(plan))
     run({**config, "plan": plan.to_json()})
     for track in (TRACK, "tissue_type"):
         assert (tmp_path / "out" / track / "adapter.safetensors").is_file()
@@ -87,12 +126,34 @@ def test_an_adapter_that_is_not_the_plans_is_refused_before_any_site_is_asked(
     config: dict, tmp_path: Path
 ) -> None:
     save_adapter(tiny_adapter(seed=1), tmp_path / f"{TRACK}.safetensors")
-    asked = []
-    detach(SITES[0])
-    attach(SITES[0], lambda task: asked.append(task))
+    asked: list[Message] = []
+    employ(dict.fromkeys(SITES, asked.append))
     with pytest.raises(DigestMismatchError, match=rf"{TRACK}\.safetensors"):
         run(config)
     assert asked == []
+
+
+def test_a_site_that_nobody_approved_is_refused_before_any_site_is_asked(
+    config: dict, tmp_path: Path
+) -> None:
+    asked: list[Message] = []
+    employ(dict.fromkeys(SITES, asked.append))
+    (tmp_path / "identities" / "site-c.json").unlink()
+    with pytest.raises(UnapprovedSiteError, match="site-c is not approved here"):
+        run(config)
+    (tmp_path / "identities" / "site-c.json").write_text("{}")
+    with pytest.raises(BadFileError, match=r"site-c\.json"):
+        run(config)
+    assert asked == []
+
+
+def test_a_site_with_another_identity_than_the_approved_one_takes_no_part(
+    config: dict, tmp_path: Path
+) -> None:
+    write_public(Identity.generate(SITES[1]).public(), tmp_path / "identities")
+    run(config)
+    result = json.loads((tmp_path / "out" / TRACK / "rounds.json").read_text())
+    assert result["rounds"][0]["survivors"] == [SITES[0], SITES[2], SITES[3]]
 
 
 def test_a_missing_adapter_file_is_named(config: dict, tmp_path: Path) -> None:

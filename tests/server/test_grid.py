@@ -1,17 +1,17 @@
 import logging
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import pytest
 
 import client.app
-from client.worker import attach, detach
-from common.ids import RoundId
-from common.messages import Contribution, EvaluateTask, Message, PrepareTask, Ready, TrainTask
+from client.worker_link import attach, detach
+from common.messages import Bundle, KeysRequest, Message, PrepareTask, Ready, Refusal
 from server.grid import GridLink
 from server.rounds import prepare, run_round
 from simulations.grid import FIRST_NODE, LocalGrid, task_identity
-from tests.fakes import RUN, SITES, TRACK, fake_sites, tiny_adapter, tiny_plan, tiny_state
+from tests.fakes import RUN, SITES, TRACK, fake_sites, tiny_plan, tiny_state
+from tests.messages import evaluate_task, example, train_task
 
 # isort: split
 from flwr.app import Error, MessageType, RecordDict
@@ -32,6 +32,8 @@ class WatchedGrid(LocalGrid):
         self.failed: dict[int, int] = {}
         self.spoiled: set[int] = set()
         self.refused: set[int] = set()
+        # How often a node is asked in vain for its next answer.
+        self.pending: dict[int, int] = {}
 
     def get_node_ids(self) -> Iterable[int]:
         return super().get_node_ids() if self.online is None else self.online
@@ -55,11 +57,17 @@ class WatchedGrid(LocalGrid):
         return super()._reply(message)
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[FlowerMessage]:
+        ready = [message_id for message_id in message_ids if not self._is_pending(message_id)]
         return [
             reply
-            for reply in reversed(list(super().pull_messages(message_ids)))
+            for reply in reversed(list(super().pull_messages(ready)))
             if reply.metadata.src_node_id not in self.lost
         ]
+
+    def _is_pending(self, message_id: str) -> bool:
+        node = next(m.metadata.dst_node_id for m in self.pushed if m.metadata.message_id == message_id)
+        self.pending[node] = self.pending.get(node, 0) - 1
+        return self.pending[node] >= 0
 
 
 @pytest.fixture
@@ -94,13 +102,50 @@ def test_every_site_gets_its_task_and_its_answer_is_its_own(grid: WatchedGrid) -
 
 def test_every_message_has_a_ttl_and_its_type(grid: WatchedGrid) -> None:
     link = link_over(grid)
-    values = {"run_id": RUN, "round_id": RoundId(1), "track": TRACK, "plan_digest": tiny_plan().digest()}
-    for task in (TrainTask(**values, adapter=tiny_adapter()), EvaluateTask(**values, adapter=tiny_adapter())):
-        assert all(isinstance(reply, Contribution) for reply in exchange(link, task).values())
+    for task in (train_task(), evaluate_task(), Bundle(parts=(evaluate_task(), example(KeysRequest)))):
+        assert set(exchange(link, task)) == set(SITES)
     assert {message.metadata.ttl for message in grid.pushed} == {0.05}
-    assert [message.metadata.message_type for message in grid.pushed[4:]] == [MessageType.TRAIN] * 4 + [
-        MessageType.EVALUATE
-    ] * 4
+    types = [MessageType.TRAIN, MessageType.EVALUATE, MessageType.TRAIN]
+    assert [message.metadata.message_type for message in grid.pushed[4:]] == [
+        one for one in types for _ in SITES
+    ]
+
+
+def test_answers_are_yielded_one_by_one_as_they_come(grid: WatchedGrid) -> None:
+    link = link_over(grid)
+    link.sites()
+    worked = []
+
+    def worker(site: str) -> Callable[[Message], Message]:
+        return lambda task: worked.append(site) or Refusal(run_id=RUN, site_id=site, reason="no")
+
+    for site in SITES:
+        detach(site)
+        attach(site, worker(site))
+    replies = link.exchange(dict.fromkeys(SITES, PREPARE), 5.0)
+    assert worked == []
+    for number in range(1, 5):
+        site, reply = next(replies)
+        # The others' answers are nowhere yet: all together might not fit in memory.
+        assert (reply.site_id, len(worked)) == (site, number)
+    assert list(replies) == []
+
+
+def test_an_answer_that_is_there_does_not_wait_for_one_that_is_not(grid: WatchedGrid) -> None:
+    link = link_over(grid)
+    link.sites()
+    grid.lost = {FIRST_NODE}
+    started = time.monotonic()
+    replies = link.exchange(dict.fromkeys(SITES, PREPARE), 30.0)
+    assert {next(replies)[0] for _ in range(3)} == {B, C, D}
+    assert time.monotonic() - started < 30.0
+
+
+def test_a_site_whose_answer_comes_later_within_the_time_is_there(grid: WatchedGrid) -> None:
+    link = link_over(grid)
+    link.sites()
+    grid.pending[FIRST_NODE] = 3
+    assert [site for site, _ in link.exchange(dict.fromkeys(SITES, PREPARE), 30.0)] == [B, C, D, A]
 
 
 def test_an_error_is_mapped_by_the_message_it_answers_and_its_text_is_not_passed_on(
@@ -156,7 +201,7 @@ def test_a_site_that_is_offline_is_not_there_and_rejoins(grid: WatchedGrid) -> N
     link.sites()
     grid.online = [FIRST_NODE, FIRST_NODE + 1]
     assert link.sites() == (A, B)
-    assert list(link.exchange({A: PREPARE, D: PREPARE}, 0.05)) == [A]
+    assert [site for site, _ in link.exchange({A: PREPARE, D: PREPARE}, 0.05)] == [A]
     grid.online = None
     assert link.sites() == SITES
 

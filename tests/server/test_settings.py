@@ -1,16 +1,22 @@
+import tomllib
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from common.errors import SettingsError
+from common.plan import RUN_CONFIG_KEY
+from common.settings import read_yaml
 from server.settings import DEFAULTS, CoordinatorSettings
 
-GIVEN = {"plan": "{}", "adapters": "start", "out": "runs/1"}
+PROJECT = Path(__file__).parents[2] / "pyproject.toml"
+GIVEN = {"plan": "{}", "adapters": "start", "identities": "sites", "out": "runs/1"}
 
 
 def test_a_run_gives_its_folders_and_the_defaults_do_the_rest() -> None:
     settings = CoordinatorSettings.from_run_config(GIVEN)
-    assert (settings.adapters, settings.out) == (Path("start"), Path("runs/1"))
+    folders = (settings.adapters, settings.identities, settings.out)
+    assert folders == (Path("start"), Path("sites"), Path("runs/1"))
     assert (settings.attempts, settings.retry_pause_s, settings.connect_timeout_s) == (3, 10.0, 60.0)
     assert CoordinatorSettings.from_run_config({**GIVEN, "attempts": 1}).attempts == 1
 
@@ -34,6 +40,17 @@ def test_a_wrong_or_unknown_setting_is_refused_by_name(key: str, value: object) 
         CoordinatorSettings.from_run_config({**GIVEN, key: value})
 
 
-def test_a_run_without_an_output_folder_is_refused() -> None:
-    with pytest.raises(SettingsError, match="out"):
-        CoordinatorSettings.from_run_config({"plan": "{}", "adapters": "start"})
+@pytest.mark.parametrize("folder", ["adapters", "identities", "out"])
+def test_a_run_without_one_of_its_folders_is_refused(folder: str) -> None:
+    for config in ({key: value for key, value in GIVEN.items() if key != folder}, {**GIVEN, folder: ""}):
+        with pytest.raises(SettingsError, match=rf"run config\.{folder}: expected .*, got nothing"):
+            CoordinatorSettings.from_run_config(config)
+
+
+def test_flower_knows_every_key_and_the_same_defaults() -> None:
+    config = tomllib.loads(PROJECT.read_text())["tool"]["flwr"]["app"]["config"]
+    assert set(config) == {RUN_CONFIG_KEY, *(field.name for field in fields(CoordinatorSettings))}
+    defaults = read_yaml(DEFAULTS)
+    assert config == {**dict.fromkeys(set(config) - set(defaults), ""), **defaults}
+    settings = CoordinatorSettings.from_run_config(GIVEN)
+    assert CoordinatorSettings.from_run_config({**config, **GIVEN}) == settings

@@ -83,7 +83,7 @@ def make_result() -> RunResult:
                 methods={**methods, "local_orpo": by_site},
             )
         },
-        aggregation=AggregationResult.of(make_history(), retried=1),
+        aggregation=AggregationResult.of(make_history(), retried=1, work_seconds=2.0),
     )
 
 
@@ -92,7 +92,7 @@ def make_history() -> tuple[RoundReport, ...]:
         RoundReport(
             round_id=RoundId(i),
             block=Block.B if i % 2 else Block.A,
-            mode="clear",
+            mode="secagg-v1",
             survivors=SITES[: 3 - i // 4],
             dropouts=dict.fromkeys(SITES[3 - i // 4 :], "no answer in time"),
             weight_sum=1.0,
@@ -100,6 +100,8 @@ def make_history() -> tuple[RoundReport, ...]:
             pairs=240,
             steps=30,
             clipped=0,
+            sum_id=i,
+            exchanges=2 + i // 4,
             bytes_up=1_200_000,
             bytes_down=1_200_000,
             seconds=50.0,

@@ -29,7 +29,7 @@ def test_file_has_the_promised_form(sample_run: Any, tmp_path: Path) -> None:
     }  # fmt: skip
     assert content["privacy"]["mode"] == "none"
     assert content["privacy"]["epsilon"] is None
-    assert content["aggregation"]["mode"] == "clear"
+    assert content["aggregation"]["mode"] == "secagg-v1"
     # Four rounds of 1.2 MB: three sites in the first three sums, two in the last.
     assert content["aggregation"]["bytes_up_per_site"] == 3 * 400_000 + 600_000
     assert [content["aggregation"][key] for key in ("rounds", "dropped", "retried", "seconds")] == [
@@ -38,6 +38,7 @@ def test_file_has_the_promised_form(sample_run: Any, tmp_path: Path) -> None:
         1,
         200,
     ]
+    assert content["aggregation"]["work_seconds"] == 2.0
     track = content["tracks"]["rare_disease"]
     assert {"n_train", "n_test", "n_answers", "methods"} == set(track)
     for name in ("top1", "top10", "invalid_rate", "ece", "coverage", "avoidance", "interval"):
@@ -52,11 +53,11 @@ def test_without_times_two_runs_differ_in_nothing_that_is_left(sample_run: Any) 
     slower = dataclasses.replace(
         sample_run.result,
         seconds={"data": 99.0},
-        aggregation=dataclasses.replace(sample_run.result.aggregation, seconds=1.0),
+        aggregation=dataclasses.replace(sample_run.result.aggregation, seconds=1.0, work_seconds=0.5),
     )
     assert slower.as_dict() != sample_run.result.as_dict()
     assert without_times(slower.as_dict()) == without_times(sample_run.result.as_dict())
-    assert '"seconds"' not in json.dumps(without_times(slower.as_dict()))
+    assert 'seconds"' not in json.dumps(without_times(slower.as_dict()))
     other = dataclasses.replace(sample_run.result, seed=8)
     assert without_times(other.as_dict()) != without_times(sample_run.result.as_dict())
 

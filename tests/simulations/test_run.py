@@ -80,7 +80,7 @@ def test_the_released_student_answers_as_the_run_reported(place: Path, content: 
     out = place / "grid"
     loaded = load_student(out / "students" / "rare_disease")
     assert loaded.card.method == "federated_orpo"
-    assert (loaded.card.privacy, loaded.card.aggregation) == ("none", "clear")
+    assert (loaded.card.privacy, loaded.card.aggregation) == ("none", "secagg-v1")
     (answers,) = loaded.rank(["The patient was male who presented with seizure."], 5)
     assert len(answers) == 5
 

@@ -24,7 +24,7 @@ def folder(student: Student, answers: AnswerList, base_folder: Path, tmp_path: P
         plan_digest="1" * 64,
         method="federated_orpo",
         privacy="none",
-        aggregation="clear",
+        aggregation="secagg-v1",
     )
     save_student(tmp_path / "student", initial_adapter(student.spec, 2), answers, card)
     return tmp_path / "student"
@@ -46,7 +46,8 @@ def test_peft_loads_the_folder_as_it_is(folder: Path, base_folder: Path) -> None
 
 def test_the_card_says_what_protects_nobody(folder: Path) -> None:
     card = (folder / "README.md").read_text()
-    assert "Privacy mode: `none`. Aggregation mode: `clear`." in card
+    assert "Privacy mode: `none`. Aggregation mode: `secagg-v1`." in card
+    assert "the coordinator saw only the sum of the sites' updates; no noise protects" in card
 
 
 def test_another_base_is_refused(folder: Path, base_folder: Path, tmp_path: Path) -> None:
