@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from client.worker_link import Handler, attached, remote, reply_or_refusal
+from client.refusals import reply_or_refusal
+from client.worker_link import Handler, attached, remote
 from common.errors import SettingsError
 from common.flower import NODE_CONFIG_SITE, from_record, run_name, site_record, to_record
 from common.ids import SiteId, site_id

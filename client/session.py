@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from client.refusals import reply_or_refusal
 from client.session_answers import (
     BothShares,
     advertise_keys,
@@ -49,7 +50,6 @@ from common.messages import (
     SumTask,
     TrainTask,
     UnmaskRequest,
-    refusal,
     sum_topic,
 )
 from common.pki import Identity, PublicIdentity
@@ -128,11 +128,8 @@ class SiteSession:
         return self._answer(message)
 
     def _answer_part(self, part: Message) -> Message:
-        """As for a message of its own, but a refused part must not cost the others."""
-        try:
-            return self._answer(part)
-        except FederationError as error:
-            return refusal(part.run_id, self._site, str(error))
+        """As for a message of its own, but a part that fails must not cost the others."""
+        return reply_or_refusal(lambda: self._answer(part), part.run_id, self._site)
 
     def _answer(self, message: Message) -> Message:
         handle = self._handlers.get(type(message))

@@ -3,9 +3,6 @@
 Flower starts a process for every message; the worker stays. It lives in the same process (simulations:
 ``attach``, ``attached``), or it listens on a Unix socket of the site's machine (``serve``, ``remote``), where
 one call carries the bytes of one task there and those of its answer back.
-
-Guarantee: no text of an unexpected error leaves the site, since it may quote a patient's data. The
-coordinator gets its class, the site's own log the rest.
 """
 
 from __future__ import annotations
@@ -21,9 +18,10 @@ from urllib.parse import quote
 
 import grpc
 
+from client.refusals import reply_or_refusal
 from common.errors import FederationError, SettingsError
-from common.ids import RunId, SiteId
-from common.messages import Message, refusal
+from common.ids import SiteId
+from common.messages import Message
 from common.wire import from_bytes, to_bytes
 
 logger = logging.getLogger(__name__)
@@ -113,18 +111,6 @@ def remote(path: Path, *, timeout_s: float | None = None) -> Handler:
         return from_bytes(answer)
 
     return handle
-
-
-def reply_or_refusal(work: Callable[[], Message], run: RunId, site: SiteId) -> Message:
-    """What ``work`` returns, or a ``Refusal`` with the reason why it does not."""
-    try:
-        return work()
-    except FederationError as error:
-        return refusal(run, site, str(error))
-    except Exception as error:
-        # Whatever it is, Flower and gRPC would send its text on.
-        logger.exception("%s: a task failed", site)
-        return refusal(run, site, f"the task failed with {type(error).__name__}; see the site's log")
 
 
 def _method(handle: Handler, site: SiteId) -> grpc.GenericRpcHandler:

@@ -15,8 +15,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from common.ranges import in_ranges
+
 WORD_BITS = 32
-BLOCK = 32768
+# With two threads the interpreter would be the limit in smaller blocks.
+BLOCK = 65536
 
 Words = NDArray[np.uint32]
 
@@ -82,17 +85,25 @@ class FixedPoint:
         flat = numbers.reshape(-1)
         words = np.empty(flat.shape, dtype=np.uint32)
         exact = self._exact_type(numbers)
-        steps = np.empty(min(BLOCK, flat.size), dtype=exact)
-        # Block by block: what is computed on the way stays in the cache.
-        for start in range(0, flat.size, BLOCK):
-            block = flat[start : start + BLOCK]
-            _require_finite(block)
-            some = steps[: block.size]
-            np.clip(block, exact(-self.max_abs), exact(self.max_abs), out=some)
-            np.multiply(some, exact(self.scale), out=some)
-            np.rint(some, out=some)
-            # All fit: what was clipped is below 2**31 (see `__post_init__`).
-            np.copyto(words[start : start + BLOCK].view(np.int32), some, casting="unsafe")
+
+        def encode_range(start: int, end: int) -> None:
+            steps = np.empty(min(BLOCK, end - start), dtype=exact)
+            # Block by block: what is computed on the way stays in the cache.
+            for first in range(start, end, BLOCK):
+                block = flat[first : min(first + BLOCK, end)]
+                some = steps[: block.size]
+                # Two looks are faster than a test of each value; what is no number fails the comparison.
+                if -self.max_abs <= float(block.min()) and float(block.max()) <= self.max_abs:
+                    np.multiply(block, exact(self.scale), out=some, dtype=exact)
+                else:
+                    _require_finite(block)
+                    np.clip(block, exact(-self.max_abs), exact(self.max_abs), out=some)
+                    np.multiply(some, exact(self.scale), out=some)
+                np.rint(some, out=some)
+                # All fit: what was clipped is below 2**31 (see `__post_init__`).
+                np.copyto(words[first : first + block.size].view(np.int32), some, casting="unsafe")
+
+        in_ranges(encode_range, flat.size, step=BLOCK)
         if self.bits < WORD_BITS:
             words &= np.uint32((1 << self.bits) - 1)
         return words.reshape(numbers.shape)
@@ -129,7 +140,15 @@ def add_words(total: Words, words: Words) -> Words:
     _require_words(words)
     if total.shape != words.shape:
         raise ValueError(f"Expected words of shape {total.shape}, got {words.shape}")
-    return np.add(total, words, out=total)
+    flat, more = total.reshape(-1), words.reshape(-1)
+    if not np.shares_memory(flat, total):
+        return np.add(total, words, out=total)
+
+    def add_range(start: int, end: int) -> None:
+        np.add(flat[start:end], more[start:end], out=flat[start:end])
+
+    in_ranges(add_range, flat.size, step=BLOCK)
+    return total
 
 
 def encode_counts(

@@ -13,13 +13,14 @@ from common.adapter import Adapter
 from common.errors import LONGEST_VALUE
 from common.ids import is_digest, run_id, site_id
 from common.pki import SIGNATURE_SIZE
+from common.plan import LARGEST_FEDERATION
 from common.secagg.envelopes import ENVELOPE_SIZE
 from common.secagg.keys import SignedKeys
 from common.secagg.sharing import SHARE_SIZE
 
 MAX_REASON = LONGEST_VALUE
 MAX_NUMBER = 2**31 - 1
-MAX_SITES = 256
+MAX_SITES = LARGEST_FEDERATION
 MAX_PARTS = 4
 DIGEST_SIZE = 32
 BUNDLE = 16

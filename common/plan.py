@@ -38,6 +38,7 @@ from common.tracks import TRACKS, Track
 PLAN_SCHEMA = 1
 RUN_CONFIG_KEY = "plan"
 SMALLEST_FEDERATION = 3
+LARGEST_FEDERATION = 256
 
 LabelPolicy = Literal["teacher", "label_first", "correct_only"]
 RejectedFrom = Literal["bottom", "middle"]
@@ -400,6 +401,12 @@ class RunPlan:
             "sites",
             f"{len(self.sites)} sites",
             "at least 3: a plan refuses fewer than 3 sites",
+        )
+        require(
+            len(self.sites) <= LARGEST_FEDERATION,
+            "sites",
+            f"{len(self.sites)} sites",
+            f"at most {LARGEST_FEDERATION}: every site holds a share of every other's secrets",
         )
         least = self.aggregation.minimum_survivors
         require(

@@ -38,7 +38,7 @@ from common.secagg.keys import SignedKeys
 SCHEMA = 2
 MAGIC = b"CSLM"
 MAX_HEAD = 2**20
-DECODING_BYTES = 96 * MAX_HEAD
+DECODING_BYTES = 64 * MAX_HEAD
 
 _PREFIX = struct.Struct("<4sHBI")
 _COUNT = struct.Struct("<Q")

@@ -49,7 +49,8 @@ class RoundReport:
         block: The block that it trained.
         mode: The plan's aggregation mode.
         survivors: Sites in the sum.
-        dropouts: Reason by site, of the sites that were asked and are not in the sum.
+        dropouts: Reason by site, of the sum's members that are not in it. A site lost while keys
+            were agreed was never a member; the log names it.
         weight_sum: Sum of the survivors' weights.
         patients: Patients that the survivors trained on; ``pairs``, ``steps`` likewise.
         clipped: Coordinates that were cut to the plan's ``max_abs_delta``.

@@ -186,6 +186,7 @@ class SecureSum:
         self._signatures: dict[SiteId, bytes] = {}
         self._shares: dict[SiteId, UnmaskShares] = {}
         self._right: tuple[int, ...] = ()
+        self._finished = False
 
     @property
     def _context(self) -> SumContext:
@@ -267,17 +268,20 @@ class SecureSum:
         self._shares[site] = given
 
     def finish(self) -> Words:
-        """The sum of the survivors' vectors.
+        """The sum of the survivors' vectors; once.
 
         Raises:
             TooFewSurvivorsError: Fewer sites gave shares than the threshold.
             WrongSecretError: A secret cannot be put together from the shares that came.
         """
         named, roster = self._closed(), self._setup.roster
+        if self._finished:
+            raise ValueError("Expected a sum to be unmasked once")
         if len(self._shares) < roster.threshold:
             raise TooFewSurvivorsError(self._task.round_id, len(self._shares), roster.threshold)
         seeds = {site: self._seed_of(site) for site in named.survivors}
         mask_keys = {site: self._mask_key_of(site) for site in named.dropouts}
+        self._finished = True
         unmask_sum(
             self._total, roster=roster, transcript=self._transcript, seeds=seeds, lost_mask_keys=mask_keys
         )

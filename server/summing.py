@@ -126,8 +126,8 @@ def sum_up(
         if coming:
             attempt(coming.add_keys, site, replies[-1])
     named = secure_sum.close()
-    for site, reason in dropouts.items():
-        logger.warning("%s: sum %d without %s: %s", task.track, task.sum_id, site, reason)
+    for site in named.dropouts:
+        logger.warning("%s: sum %d without %s: %s", task.track, task.sum_id, site, dropouts[site])
 
     # 2. Only if somebody is lost: the members settle on one list before any of them gives a share.
     if named.dropouts:
@@ -157,7 +157,7 @@ def attempt(take: Callable[[SiteId, Message], None], site: SiteId, reply: Messag
         take(site, reply)
     except FederationError as error:
         reason = error.reason if isinstance(error, BadMessageError) else str(error)
-        logger.info("%s: %s", site, reason)
+        logger.warning("%s: %s", site, reason)
         return reason
     return ""
 

@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext, algori
 
 from common.fixedpoint import Words
 from common.ids import SiteId
+from common.ranges import in_ranges
 from common.secagg.keys import KEY_SIZE, Roster, SumSecrets, pair_mask_key, self_mask_key
 
 # 256 KiB: a block of the vector and one of the keystream stay in a core's second cache together.
@@ -25,26 +26,33 @@ AES_BLOCK = 16
 _ZEROS = bytes(BLOCK_WORDS * WORD_SIZE)
 
 
-def add_masks(words: Words, *, plus: Sequence[bytes] = (), minus: Sequence[bytes] = ()) -> None:
+def add_masks(
+    words: Words, *, plus: Sequence[bytes] = (), minus: Sequence[bytes] = (), threads: int | None = None
+) -> None:
     """Add the masks of the keys ``plus`` onto ``words`` and take away those of ``minus``, in place.
 
     A mask is the keystream of AES-256-CTR (SP 800-38A) as little-endian uint32, added modulo 2**32. The
-    counter starts at zero, which it may since a key grows one mask only.
+    counter starts at zero, which it may since a key grows one mask only. Ranges of a long vector are masked
+    at once, ``threads`` at most, as many as there are processors by default.
 
     Guarantee: without the key the words look uniform and independent.
     """
     if words.dtype != np.dtype("<u4") or words.ndim != 1 or not words.flags.c_contiguous:
         raise ValueError(f"Expected contiguous words of uint32, one axis, got {words.dtype} {words.shape}")
-    steps: list[tuple[CipherContext, np.ufunc]] = [(_keystream(key), np.add) for key in plus]
-    steps += [(_keystream(key), np.subtract) for key in minus]
-    # CTR wants room for one block less a byte beyond its output.
-    buffer = bytearray(len(_ZEROS) + AES_BLOCK - 1)
-    zeros, mask = memoryview(_ZEROS), np.frombuffer(buffer, dtype="<u4", count=BLOCK_WORDS)
-    for start in range(0, len(words), BLOCK_WORDS):
-        block = words[start : start + BLOCK_WORDS]
-        for keystream, combine in steps:
-            keystream.update_into(zeros[: WORD_SIZE * len(block)], buffer)
-            combine(block, mask[: len(block)], out=block)
+
+    def add_range(start: int, end: int) -> None:
+        steps: list[tuple[CipherContext, np.ufunc]] = [(_keystream(key, start), np.add) for key in plus]
+        steps += [(_keystream(key, start), np.subtract) for key in minus]
+        # CTR wants room for one block less a byte beyond its output.
+        buffer = bytearray(len(_ZEROS) + AES_BLOCK - 1)
+        zeros, mask = memoryview(_ZEROS), np.frombuffer(buffer, dtype="<u4", count=BLOCK_WORDS)
+        for first in range(start, end, BLOCK_WORDS):
+            block = words[first : min(first + BLOCK_WORDS, end)]
+            for keystream, combine in steps:
+                keystream.update_into(zeros[: WORD_SIZE * len(block)], buffer)
+                combine(block, mask[: len(block)], out=block)
+
+    in_ranges(add_range, len(words), step=BLOCK_WORDS, threads=threads)
 
 
 def mask_keys(
@@ -109,7 +117,9 @@ def unmask_sum(
     add_masks(total, plus=plus, minus=minus)
 
 
-def _keystream(key: bytes) -> CipherContext:
+def _keystream(key: bytes, start: int) -> CipherContext:
+    """The keystream from word ``start`` on, a multiple of the words of an AES block."""
     if len(key) != KEY_SIZE:
         raise ValueError(f"Expected a mask's key of {KEY_SIZE} bytes, got {len(key)}")
-    return Cipher(algorithms.AES256(key), modes.CTR(bytes(AES_BLOCK))).encryptor()
+    counter = (WORD_SIZE * start // AES_BLOCK).to_bytes(AES_BLOCK, "big")
+    return Cipher(algorithms.AES256(key), modes.CTR(counter)).encryptor()

@@ -7,6 +7,9 @@ Serialization is in Flower's client time, where its protocol has it; what ours a
 hashing and signing a vector at the site and checking it at the coordinator, is given on its own
 (``client_sign_s``, ``server_verify_s``).
 
+Masks are made by as many threads as there are processors, ours and the floor's alike; Flower's functions
+use one. ``one_thread_floor_s`` is the client's floor with one.
+
 ``ratio_to_flower`` is the smaller of client's and server's gain, ``ratio_to_floor`` the larger of their
 costs. Memory is the coordinator's peak while it adds up, of a sum of 100 sites to that of few.
 """
@@ -22,6 +25,7 @@ from numpy.typing import NDArray
 from common.fixedpoint import WORD_BITS, FixedPoint, Words, add_words
 from common.ids import RunId, SiteId
 from common.pki import Identity
+from common.ranges import processors
 from common.secagg.keys import Roster, SumContext, SumSecrets, seed_hash, sign_keys
 from common.secagg.masks import BLOCK_WORDS, add_masks, mask_words, unmask_sum
 from common.secagg.packing import pack, packed_size, unpack
@@ -158,6 +162,7 @@ def measure(sites: int, size: int, repeats: int) -> dict[str, float | int | str]
             "flower_server_unmask_s": lambda: flower.without_masks(
                 flower.server_sum(flower_uploads), answers
             ),
+            "one_thread_floor_s": lambda: add_masks(scratch, plus=keys, threads=1),
             "client_sign_s": lambda: ours.sign(first, uploads[0]),
             "server_verify_s": lambda: ours.verify(uploads, signatures),
             "pack_s": lambda: pack(uploads[0], PACKED_BITS),
@@ -166,7 +171,15 @@ def measure(sites: int, size: int, repeats: int) -> dict[str, float | int | str]
         repeats,
     )
     error = _error(ours, uploads, vector)
-    return {"n": sites, "d": size, **seconds, **_ratios(seconds), **_bytes(size, flower_uploads[0]), **error}
+    return {
+        "n": sites,
+        "d": size,
+        "processors": processors(),
+        **seconds,
+        **_ratios(seconds),
+        **_bytes(size, flower_uploads[0]),
+        **error,
+    }
 
 
 def measure_memory(size: int, many: int) -> dict[str, float | int | str]:

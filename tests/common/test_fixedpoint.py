@@ -215,3 +215,12 @@ def test_more_values_than_a_block_are_encoded_alike() -> None:
     values = np.random.default_rng(0).normal(size=2 * BLOCK + 7)
     halves = [fixed_point.encode(values[:100]), fixed_point.encode(values[100:])]
     assert (fixed_point.encode(values) == np.concatenate(halves)).all()
+
+
+def test_a_value_just_beyond_the_bound_is_clipped_in_either_width() -> None:
+    fixed_point = FixedPoint.for_sum(0.3, 1)
+    beyond = np.array([0.3], dtype=np.float32)
+    assert float(beyond[0]) > 0.3
+    largest = fixed_point.encode(np.array([0.3]))
+    assert fixed_point.encode(beyond) == largest
+    assert fixed_point.encode(beyond.astype(np.float64)) == largest

@@ -37,7 +37,7 @@ from common.wire import (
     to_bytes,
     to_parts,
 )
-from tests.messages import A, B, example, keys_of, messages, messages_of, train_task
+from tests.messages import SINGLE_KINDS, A, B, example, keys_of, messages, messages_of, train_task
 
 # No deadline: another test may hold the processor.
 some = settings(max_examples=15, deadline=None)
@@ -71,12 +71,11 @@ def test_a_message_comes_back_from_its_bytes_and_from_its_parts(
 
 
 def test_a_message_without_arrays_comes_back_equal() -> None:
-    for kind in KINDS.values():
+    for kind in SINGLE_KINDS:
         message = example(kind)
         if not to_parts(message)[1]:
-            assert from_bytes(to_bytes(message)) == message or kind is Bundle
-    bundle = from_bytes(to_bytes(example(Bundle)))
-    assert bundle.parts == example(Bundle).parts
+            assert from_bytes(to_bytes(message)) == message
+    assert from_bytes(to_bytes(example(Bundle))).parts == example(Bundle).parts
 
 
 def test_bytes_are_laid_out_as_documented() -> None:

@@ -25,7 +25,7 @@ from common.wire import to_bytes
 from tests.fakes import FakeWork, fake_identities
 
 
-class Crash(Exception):
+class Crash(BaseException):
     """The site's process ends here."""
 
 

@@ -17,7 +17,8 @@ LIES = (
 )
 # What a lying hospital answers.
 BAD_HOSPITAL = ("wrong_shares", "wrong_envelopes")
-KINDS = (*FAULTS, *LIES, *BAD_HOSPITAL)
+# Twice what is effective in one of the exchanges only.
+KINDS = (*FAULTS, *LIES, *BAD_HOSPITAL, *BAD_HOSPITAL)
 # What a lying coordinator does to all sites together: no single message would get him anything.
 SCHEMES = ("", "", "both_lists", "split_lists", "ask_twice")
 EXCHANGES = 9

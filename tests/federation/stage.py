@@ -226,6 +226,8 @@ class OperationLink:
         if not isinstance(part, ListRequest | UnmaskRequest):
             return part
         moved = self._split(part.sum_id, part.survivors, part.dropouts, rng)
+        if isinstance(part, ListRequest):
+            del moved["signatures"]
         return replace(part, **moved)
 
     def _plot(self, part: Message, site: SiteId) -> Message:

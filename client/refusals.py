@@ -1,0 +1,28 @@
+"""What goes back to the coordinator when a site does not do what it was asked.
+
+Guarantee: no text of an unexpected error leaves the site, since it may quote a patient's data. The
+coordinator gets its class, the site's own log the rest.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from common.errors import FederationError
+from common.ids import RunId, SiteId
+from common.messages import Message, refusal
+
+logger = logging.getLogger(__name__)
+
+
+def reply_or_refusal(work: Callable[[], Message], run: RunId, site: SiteId) -> Message:
+    """What ``work`` returns, or a ``Refusal`` with the reason why it does not."""
+    try:
+        return work()
+    except FederationError as error:
+        return refusal(run, site, str(error))
+    except Exception as error:
+        # Whatever it is, Flower and gRPC would send its text on.
+        logger.exception("%s: a task failed", site)
+        return refusal(run, site, f"the task failed with {type(error).__name__}; see the site's log")
