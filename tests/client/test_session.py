@@ -83,11 +83,15 @@ def test_a_refused_part_does_not_cost_the_others() -> None:
     assert (answer.parts[0].run_id, answer.parts[0].site_id) == (RUN, SITE)
 
 
-def test_a_bug_in_a_part_is_no_refusal() -> None:
+def test_a_bug_in_a_part_does_not_cost_the_others_and_tells_its_class_alone() -> None:
     class Broken(FakeWork):
         def prepare(self) -> None:
-            raise KeyError("a bug")
+            raise KeyError("Anna Example, born 1980-02-03")
 
     works = {**fake_works(PLAN), SITE: Broken(site=SITE, plan=PLAN)}
-    with pytest.raises(KeyError):
-        fake_sites(PLAN, works)[SITE](Bundle(parts=(PREPARE, REQUEST)))
+    answer = fake_sites(PLAN, works)[SITE](Bundle(parts=(PREPARE, REQUEST)))
+    assert isinstance(answer, Bundle)
+    refused, keys = answer.parts
+    assert isinstance(keys, Keys)
+    assert isinstance(refused, Refusal)
+    assert refused.reason == "the task failed with KeyError; see the site's log"
