@@ -259,9 +259,9 @@ def test_a_masked_vector_looks_uniform_and_the_test_would_notice() -> None:
         liar = LyingCoordinator.begin(tiny_plan(adapter))
         words.append(liar.upload(SITES[0]).words / 2**32)
     flat = np.concatenate(words)
-    assert scipy.stats.kstest(flat, "uniform").pvalue > 0.001
+    assert scipy.stats.kstest(flat, "uniform").pvalue > 1e-6
     clear = fake_works(tiny_plan())[SITES[0]].words(liar.task(SITES[0])) / 2**32
-    assert scipy.stats.kstest(np.tile(clear, 40), "uniform").pvalue < 0.001
+    assert scipy.stats.kstest(np.tile(clear, 40), "uniform").pvalue < 1e-6
 
 
 def test_a_coordinator_that_renames_the_run_gets_fresh_keys() -> None:
