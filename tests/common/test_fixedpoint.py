@@ -224,3 +224,13 @@ def test_a_value_just_beyond_the_bound_is_clipped_in_either_width() -> None:
     largest = fixed_point.encode(np.array([0.3]))
     assert fixed_point.encode(beyond) == largest
     assert fixed_point.encode(beyond.astype(np.float64)) == largest
+
+
+def test_a_long_vector_is_encoded_and_added_as_in_numpy_at_once() -> None:
+    fixed_point = FixedPoint.for_sum(1.0, 2)
+    values = np.random.default_rng(1).uniform(-1.2, 1.2, 9 * BLOCK + 3)
+    words = fixed_point.encode(values)
+    assert (words.view(np.int32) == np.rint(np.clip(values, -1, 1) * fixed_point.scale)).all()
+    total = words.copy()
+    add_words(total, words)
+    assert (total == words + words).all()

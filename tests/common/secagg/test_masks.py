@@ -237,3 +237,14 @@ def test_a_peer_s_mask_key_of_small_order_is_refused_before_anything_is_masked(p
     assert not tells(refused.value, *vars(SECRETS[A]).values())
     # Without that site there is nothing to refuse.
     masked(A, members=(A, B, D), made=made)
+
+
+def test_ranges_masked_at_once_give_the_words_of_one_after_another() -> None:
+    keys = [secret("plus"), secret("more")]
+    length = 12 * BLOCK_WORDS + 5
+    alone, together = np.zeros(length, dtype="<u4"), np.zeros(length, dtype="<u4")
+    add_masks(alone, plus=keys, minus=[secret("minus")], threads=1)
+    add_masks(together, plus=keys, minus=[secret("minus")], threads=3)
+    assert (alone == together).all()
+    # Not because the keystream came again: the second range is another one than the first.
+    assert not (together[: 4 * BLOCK_WORDS] == together[4 * BLOCK_WORDS : 8 * BLOCK_WORDS]).all()
