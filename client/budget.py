@@ -14,7 +14,7 @@ from common.guarantee import certify, guarantee, spendings
 from common.ids import SiteId
 from common.messages import HeadRequest, TrainTask
 from common.pki import PublicIdentity
-from common.plan import RunPlan, TrackPlan
+from common.plan import RunPlan
 from common.privacy.accountant import RdpFilter, epsilon_of
 from common.privacy.budget import Cap
 from common.privacy.ledger import Charge, Entry, Ledger, Receipt
@@ -59,15 +59,15 @@ class SiteBudget:
         """All that was charged to the patients, by this plan and others."""
         return self._ledger.entries()
 
-    def spend_teacher(self, track: TrackPlan) -> None:
-        """Charge a track's teachers. BudgetSpentError."""
-        charge = teacher_charge(self._plan, track)
+    def spend_teacher(self) -> None:
+        """Charge the site's teachers, for all tracks at once. BudgetSpentError."""
+        charge = teacher_charge(self._plan)
         if charge is not None:
             self._spend(charge, most=charge.steps)
 
-    def has_teacher(self, track: TrackPlan) -> bool:
-        """Whether the plan's teachers of a track are paid for."""
-        return any(entry.charge.part == "teacher" for entry in self._of_plan(track.track))
+    def has_teacher(self) -> bool:
+        """Whether the plan's teachers are paid for."""
+        return any(entry.charge.part == "teacher" for entry in self._of_plan(None))
 
     def spend_step(self, task: TrainTask, roster: Roster) -> None:
         """Charge what the answer to a task takes. BudgetSpentError."""
@@ -135,7 +135,7 @@ class SiteBudget:
             raise BudgetSpentError(charge.track, charge.part, reason)
 
     def _admits_whole(self, cap: Cap, before: Sequence[Entry]) -> bool:
-        unit, asked = self._plan.privacy.unit, spendings(self._plan)
+        unit, asked = self._plan.privacy.unit, spendings(self._plan, site=self._site)
         if guarantee(self._plan).epsilon is None:
             return False
         others = [entry.charge.spending for entry in before if entry.charge.unit == unit]

@@ -1,48 +1,35 @@
 """`consilium-site`: what a hospital's own people run, on the hospital's own machine.
 
-``predict`` lets a trained student answer for a file of notes; ``check-data`` says what of a data folder is
-accepted and why the rest is not. ``identity`` and ``approve-site`` keep the keys that secure aggregation
-trusts. ``ledger`` says what was taken from the site's patients. None sends anything anywhere. Exit status:
-0 all well, 1 a student, a folder or a ledger that cannot be used, 2 a command that makes no sense, 3 done,
-but a line or a file was refused.
+``predict`` lets a trained student answer for a file of notes or a folder of images; ``check-data`` says what
+of a data folder is accepted and why the rest is not. ``identity`` and ``approve-site`` keep the keys that
+secure aggregation trusts. ``ledger`` says what was taken from the site's patients. None sends anything
+anywhere. Exit status: 0 all well, 1 a student, a folder or a ledger that cannot be used, 2 a command that
+makes no sense, 3 done, but a line or a file was refused.
 """
 
 import argparse
 import json
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
 
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
 from client.approval import approve_site, approved_sites, make_identity, own_identity, public_file
 from client.ledger_commands import DESCRIPTION, add_ledger, run_ledger
-from client.patients.cases import Case, read_cases
 from client.patients.records import PatientRecord, PatientSet
-from client.student.predictions import Prediction, RankedAnswer, write_predictions
-from common.errors import BadFileError, FederationError, one_line
+from client.predict_command import DESCRIPTION as PREDICT
+from client.predict_command import LoadStudent, add_predict, check_predict, run_predict
+from common.errors import FederationError, one_line
 from common.ids import SiteId, site_id
 from common.offline import stay_offline
-from common.tracks import TRACKS, Modality
 
 OK, UNUSABLE, USAGE, REFUSED = 0, 1, 2, 3
-DEFAULT_TOP = 10
-# Notes a student gets at a time: enough to sort notes of like length together, few enough to show progress.
-NOTES_AT_A_TIME = 128
 CHECK_SCHEMA = 1
 
-_PREDICT = """\
-Answer for every note in a file with a trained student: a ranked list of diagnoses with the student's
-confidence. The answers are a research result, not a diagnosis.
-
-The input has one JSON object a line:   {"case_id": "case-17", "note": "A 4-year-old girl with ..."}
-The output has one line for each case:  {"case_id": "case-17", "answers": [{"id": ..., "name": ...,
-                                        "confidence": ...}, ...]}, best answer first."""
 _CHECK_DATA = """\
 Read a folder of patients (patients.jsonl with photos/, notes/ and slides/ beside it) as training would,
 and list what is accepted and what is refused, with file, line and reason. Nothing is changed, and no
@@ -62,16 +49,6 @@ exit status:
   3  done, but something was refused; each refusal has its line"""
 
 
-class Student(Protocol):
-    """A trained student that ranks answers for notes."""
-
-    def rank(self, notes: Sequence[str], top: int) -> list[list[tuple[str, str, float]]]:
-        """Return for each note its best ``top`` answers, best first: id, name, confidence."""
-        ...
-
-
-# Folder, track, and another place of the base model.
-LoadStudent = Callable[[Path, str, str | None], Student]
 ReadFolder = Callable[[Path], PatientSet]
 
 
@@ -83,8 +60,8 @@ def main(
     parser = _parser()
     arguments = parser.parse_args(argv)
     if arguments.command == "predict":
-        _check_predict(parser, arguments)
-        return _predict(arguments, load or _load_student)
+        check_predict(parser, arguments)
+        return _predict(arguments, load)
     if arguments.command == "identity":
         return _identity(arguments)
     if arguments.command == "approve-site":
@@ -102,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Consilium at one hospital. It runs on this machine alone: nothing is sent or fetched.",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    _add_predict(_command(commands, "predict", "answer for a file of notes with a trained student", _PREDICT))
+    add_predict(_command(commands, "predict", "answer for notes or images with a trained student", PREDICT))
     _add_check_data(_command(commands, "check-data", "say what of a data folder can be used", _CHECK_DATA))
     identity = _command(commands, "identity", "show or make this site's identity", _IDENTITY)
     _add_home(identity)
@@ -131,41 +108,6 @@ def _command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", na
     )
 
 
-def _add_predict(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--student",
-        type=Path,
-        required=True,
-        metavar="DIR",
-        help="folder of the student, or the folder 'students' of a run, which holds one for each track",
-    )
-    parser.add_argument(
-        "--track", choices=sorted(TRACKS), required=True, help="the question the student was trained on"
-    )
-    parser.add_argument(
-        "--input", type=Path, required=True, metavar="FILE", help="cases to answer, one JSON object a line"
-    )
-    parser.add_argument(
-        "--output",
-        type=Path,
-        required=True,
-        metavar="FILE",
-        help="where the answers go; an older file is replaced, and only you may read the new one",
-    )
-    parser.add_argument(
-        "--base-model",
-        metavar="NAME_OR_DIR",
-        help="the language model the student was trained on, if it is not where it was then",
-    )
-    parser.add_argument(
-        "--top",
-        type=_positive,
-        default=DEFAULT_TOP,
-        metavar="N",
-        help="answers a case (default: %(default)s)",
-    )
-
-
 def _add_check_data(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="the folder that holds patients.jsonl")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
@@ -182,63 +124,12 @@ def _site(text: str) -> SiteId:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number of 1 or more, got {text}")
-    return int(text)
-
-
-def _check_predict(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
-    """Refuse before the student is loaded what would fail after an hour of answering."""
-    if TRACKS[arguments.track].modality is not Modality.TEXT:
-        parser.error(f"track {arguments.track} reads images; this version answers from notes only")
-    if not arguments.input.is_file():
-        parser.error(f"no input file {arguments.input}")
-    if not arguments.output.absolute().parent.is_dir():
-        parser.error(f"no folder {arguments.output.absolute().parent} for the output")
-    if arguments.output.is_dir():
-        parser.error(f"the output {arguments.output} is a folder")
-    if arguments.output.resolve() == arguments.input.resolve():
-        parser.error("the output would replace the input")
-
-
-def _predict(arguments: argparse.Namespace, load: LoadStudent) -> int:
+def _predict(arguments: argparse.Namespace, load: LoadStudent | None) -> int:
     try:
-        read = read_cases(arguments.input)
-    except OSError as error:
-        return _unusable(error)
-    for problem in read.problems:
-        print(problem, file=sys.stderr)  # noqa: T201 - the report of a command line
-    folder = _student_folder(arguments.student, arguments.track)
-    try:
-        if not folder.is_dir():
-            raise BadFileError(folder, "expected a student's folder")
-        student = load(folder, arguments.track, arguments.base_model)
-        write_predictions(arguments.output, _answer(student, read.cases, arguments.top))
+        refused = run_predict(arguments, load)
     except (OSError, ValueError, FederationError) as error:
         return _unusable(error)
-    print(f"{len(read.cases)} cases answered, {len(read.problems)} lines refused", file=sys.stderr)  # noqa: T201
-    return REFUSED if read.problems else OK
-
-
-def _student_folder(folder: Path, track: str) -> Path:
-    return folder / track if (folder / track).is_dir() else folder
-
-
-def _answer(student: Student, cases: Sequence[Case], top: int) -> Iterator[Prediction]:
-    console = Console(stderr=True)
-    with Progress(console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task("Answering", total=len(cases))
-        for start in range(0, len(cases), NOTES_AT_A_TIME):
-            batch = cases[start : start + NOTES_AT_A_TIME]
-            rankings = student.rank([case.note for case in batch], top)
-            for case, ranking in zip(batch, rankings, strict=True):
-                yield Prediction(case_id=case.case_id, answers=tuple(_named(*answer) for answer in ranking))
-            progress.advance(task, len(batch))
-
-
-def _named(answer_id: str, name: str, confidence: float) -> RankedAnswer:
-    return RankedAnswer(id=answer_id, name=name, confidence=confidence)
+    return REFUSED if refused else OK
 
 
 def _check_data(arguments: argparse.Namespace, read: ReadFolder) -> int:
@@ -272,6 +163,7 @@ def _accepted(records: Sequence[PatientRecord]) -> list[tuple[str, int]]:
         ("with a note", sum(record.note is not None for record in records)),
         ("with a photo", sum(record.photo is not None for record in records)),
         ("with slides", sum(bool(record.slides) for record in records)),
+        ("tiles of slides", sum(len(record.slides) for record in records)),
         ("withdrawn", sum(record.withdrawn for record in records)),
         *((f"with an answer for {track}", labeled[track]) for track in sorted(labeled)),
     ]
@@ -343,16 +235,6 @@ def _unusable(error: Exception) -> int:
         reason = f"{error.filename}: {error.strerror}"
     print(f"consilium-site: {one_line(reason) or type(error).__name__}", file=sys.stderr)  # noqa: T201
     return UNUSABLE
-
-
-def _load_student(folder: Path, track: str, base_model: str | None) -> Student:
-    # Imported here: help and check-data need not wait for torch.
-    from client.student.predict import load_student
-
-    student = load_student(folder, base_model)
-    if student.card.track != track:
-        raise BadFileError(folder, f"expected a student of track {track}, got one of {student.card.track}")
-    return student
 
 
 def _read_folder(folder: Path) -> PatientSet:

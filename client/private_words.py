@@ -6,12 +6,13 @@ divided by is a constant of the plan.
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from client.student.fit import LocalUpdate
+from client.student.fit import LocalUpdate, entries_by_patient, some_of
 from client.student.model import Student
 from client.student.orpo import PatientPairs
 from client.student.private import clipped_gradients
@@ -92,11 +93,14 @@ def _drawn_gradients(
     privacy: TrackPrivacy,
 ) -> Vector:
     """The clipped gradients of a Poisson sample of patients, summed."""
-    by_patient: dict[str, list[PatientPairs]] = {}
-    for entry in patients:
-        by_patient.setdefault(entry.patient_id, []).append(entry)
-    each = list(by_patient.values())
-    drawn = [entry for place in poisson_sample(len(each), privacy.sampling_rate) for entry in each[place]]
+    each = list(entries_by_patient(patients).values())
+    # Which of a patient's images are looked at is between him and the clip: it needs no accounting, and is the
+    # operating system's lot like who is drawn.
+    drawn = [
+        entry
+        for place in poisson_sample(len(each), privacy.sampling_rate)
+        for entry in some_of(each[place], track.training.images_per_step, [secrets.randbits(63)])
+    ]
     return clipped_gradients(
         student, adapter, block, drawn, track.training, clip_norm=privacy.clip_norm
     ).total
@@ -112,7 +116,7 @@ def _noised_descent(
     privacy: TrackPrivacy,
 ) -> Vector:
     """Where some steps of DP-SGD lead, each with all of its noise: the delta of the block."""
-    mechanism, divisor = plan.mechanism(track), privacy.divisor / len(plan.sites)
+    mechanism, divisor = plan.mechanism(track), privacy.divisor / len(plan.sites_of(track))
     start = flatten(adapter, block).astype(np.float64)
     here, at = start.copy(), adapter
     for _ in range(track.training.local_steps):

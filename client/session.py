@@ -57,7 +57,8 @@ from common.messages import (
     sum_topic,
 )
 from common.pki import Identity, PublicIdentity
-from common.plan import SMALLEST_FEDERATION, RunPlan
+from common.plan import RunPlan
+from common.plan_checks import SMALLEST_FEDERATION
 from common.secagg.envelopes import open_envelope
 from common.secagg.keys import Roster, SumContext, SumSecrets
 from common.secagg.survivors import SurvivorList
@@ -117,6 +118,7 @@ class SiteSession:
         self._budget = budget
         self._plan, self._track, self._work = plan, track, work
         self._plan_digest = plan.digest()
+        self._sites = plan.sites_of(plan.track(track))
         self._identity, self._site = identity, identity.site_id
         self._approved = {**approved, self._site: identity.public()}
         self._records = SumRecords(store)
@@ -325,8 +327,8 @@ class SiteSession:
         for site in roster.sites:
             if site not in self._approved:
                 raise UnapprovedSiteError(site)
-            if site not in self._plan.sites:
-                raise BadRosterError(offer.sum_id, f"{site} is not in the plan")
+            if site not in self._sites:
+                raise BadRosterError(offer.sum_id, f"{site} is not in the plan's {self._track}")
         least = max(SMALLEST_FEDERATION, self._plan.aggregation.minimum_survivors)
         if len(roster.sites) < least:
             raise BadRosterError(offer.sum_id, f"{len(roster.sites)} sites, {least} needed")

@@ -8,13 +8,15 @@ from common.plan import RunPlan, TrackPlan
 from common.privacy.ledger import Charge
 
 OPACUS = "opacus"
+ALL_TRACKS = "all"
+"""What a teacher's charge names as its track: a site has one teacher."""
 TEACHERS = RunId("teachers")
 """The run that a teacher is charged to: it is trained for a plan, before any run."""
 
 
-def teacher_charge(plan: RunPlan, track: TrackPlan) -> Charge | None:
-    """The teachers of a track, all at once; None if they take nothing from patients."""
-    spending, dp = teacher_spending(track), track.teacher.dp
+def teacher_charge(plan: RunPlan) -> Charge | None:
+    """A site's teachers, for all tracks at once; None if they take nothing from patients."""
+    spending, dp = teacher_spending(plan), plan.teacher.dp
     if spending is None or dp is None:
         return None
     return Charge(
@@ -22,7 +24,7 @@ def teacher_charge(plan: RunPlan, track: TrackPlan) -> Charge | None:
         run_id=TEACHERS,
         round_id=0,
         sum_id=0,
-        track=track.track,
+        track=ALL_TRACKS,
         part="teacher",
         mechanism=OPACUS,
         unit="patient",
@@ -30,7 +32,7 @@ def teacher_charge(plan: RunPlan, track: TrackPlan) -> Charge | None:
         clip_norm=dp.clip_norm,
         noise_multiplier=dp.noise_multiplier,
         steps=spending.steps,
-        teacher=track.teacher.privacy,
+        teacher=plan.teacher.privacy,
         plan_digest=plan.digest(),
         roster_digest="",
     )
@@ -58,7 +60,7 @@ def round_charge(
         clip_norm=track.privacy.clip_norm,
         noise_multiplier=spending.noise_multiplier,
         steps=steps,
-        teacher=track.teacher.privacy,
+        teacher=plan.teacher.privacy,
         plan_digest=plan.digest(),
         roster_digest=roster_digest,
         discrete=None

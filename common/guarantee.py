@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from common.checks import require
+from common.ids import SiteId
 from common.plan import RunPlan, TrackPlan
 from common.privacy.accountant import DiscreteShares, RdpFilter, Spending, epsilon_of
 
@@ -67,7 +68,7 @@ def guarantee(plan: RunPlan, steps: Mapping[str, int] | None = None) -> Guarante
             epsilon_teacher=None,
             colluders=0,
         )
-    bounded = mode == "site" or all(track.teacher.privacy != "none" for track in plan.tracks)
+    bounded = mode == "site" or plan.teacher.privacy != "none"
     teachers = _teachers(plan)
     return Guarantee(
         mode=mode,
@@ -104,19 +105,36 @@ def certify(plan: RunPlan) -> Guarantee:
 
 
 def spendings(
-    plan: RunPlan, steps: Mapping[str, int] | None = None, *, noise_factor: float = 1.0
+    plan: RunPlan,
+    steps: Mapping[str, int] | None = None,
+    *,
+    site: SiteId | None = None,
+    colluders: int | None = None,
 ) -> list[Spending]:
-    """Everything that a plan takes from a patient who is in all of its tracks."""
+    """Everything that a plan takes from a patient who is in all of its tracks.
+
+    Args:
+        plan: The plan.
+        steps: By track; all that the plan pays for if None.
+        site: Whose patients are meant: in all of this site's tracks.
+        colluders: Sites of each track that pool what they know; what the plan is made for if None.
+    """
     students = [
         student_spending(
             plan,
             track,
             plan.steps(track) if steps is None else steps[track.track],
-            noise_factor=noise_factor,
+            noise_factor=1.0 if colluders is None else _noise_factor(plan, track, colluders),
         )
-        for track in plan.tracks
+        for track in (plan.tracks if site is None else plan.tracks_of(site))
     ]
     return [*_teachers(plan), *students]
+
+
+def _noise_factor(plan: RunPlan, track: TrackPlan, colluders: int) -> float:
+    """What is left of a track's noise for so many who know their own shares; 1 at the plan's own number."""
+    sites = len(plan.sites_of(track))
+    return math.sqrt((sites - plan.privacy.late_losses - colluders) / (sites - plan.privacy.absent))
 
 
 def student_spending(plan: RunPlan, track: TrackPlan, steps: int, *, noise_factor: float = 1.0) -> Spending:
@@ -127,7 +145,7 @@ def student_spending(plan: RunPlan, track: TrackPlan, steps: int, *, noise_facto
     discrete = None
     if plan.privacy.noise == "discrete_gaussian":
         # The most members have the narrowest shares, which is the worst for a sum of discrete ones.
-        enough = 1 if plan.privacy.mode == "local" else len(plan.sites) - plan.privacy.absent
+        enough = 1 if plan.privacy.mode == "local" else len(plan.sites_of(track)) - plan.privacy.absent
         discrete = DiscreteShares(
             share_std=mechanism.share_std(enough) * noise_factor,
             shares=enough,
@@ -142,14 +160,18 @@ def student_spending(plan: RunPlan, track: TrackPlan, steps: int, *, noise_facto
     )
 
 
-def teacher_spending(track: TrackPlan) -> Spending | None:
-    """The teachers of a track: a patient trains all of the cross-fitting's but one. None if public."""
-    dp = track.teacher.dp
+def teacher_spending(plan: RunPlan) -> Spending | None:
+    """A site's teachers: a patient trains all of the cross-fitting's but one. None if public.
+
+    One teacher learns all tracks at once, and clips a patient's gradient over all of them.
+    """
+    dp = plan.teacher.dp
     if dp is None:
         return None
-    runs = track.teacher.folds - 1
     return Spending(
-        sampling_rate=dp.sampling_rate, noise_multiplier=dp.noise_multiplier, steps=dp.steps * runs
+        sampling_rate=dp.sampling_rate,
+        noise_multiplier=dp.noise_multiplier,
+        steps=dp.steps * plan.teacher.runs,
     )
 
 
@@ -162,20 +184,17 @@ def _of_plan(plan: RunPlan, steps: Mapping[str, int] | None, delta: float) -> fl
 
 def _teachers(plan: RunPlan) -> Sequence[Spending]:
     # With a hospital as the unit nothing of its own is counted but what leaves it.
-    if plan.privacy.mode == "site":
-        return []
-    found = (teacher_spending(track) for track in plan.tracks)
-    return [spending for spending in found if spending is not None]
+    found = teacher_spending(plan) if plan.privacy.mode != "site" else None
+    return [] if found is None else [found]
 
 
 def by_colluders(plan: RunPlan, steps: Mapping[str, int] | None = None) -> dict[int, float]:
-    """Epsilon against so many colluding sites, from none to all but one of a sum of all sites.
+    """Epsilon against so many colluding sites of each track, from none to all but one of the smallest.
 
     Colluders know their own shares of the noise: what is left hides the others' patients. Empty where no
     shares are added up, or nothing is bounded.
     """
-    sites, privacy = len(plan.sites), plan.privacy
-    delta = privacy.delta
+    privacy, delta = plan.privacy, plan.privacy.delta
     if (
         privacy.stop == "filter"
         or privacy.mode not in ("distributed", "site")
@@ -183,10 +202,8 @@ def by_colluders(plan: RunPlan, steps: Mapping[str, int] | None = None) -> dict[
         or guarantee(plan, steps).epsilon is None
     ):
         return {}
-    enough = sites - privacy.absent
-    left = {number: sites - privacy.late_losses - number for number in range(sites)}
+    fewest = min(len(plan.sites_of(track)) for track in plan.tracks)
     return {
-        number: epsilon_of(spendings(plan, steps, noise_factor=math.sqrt(shares / enough)), delta)
-        for number, shares in left.items()
-        if shares > 0
+        number: epsilon_of(spendings(plan, steps, colluders=number), delta)
+        for number in range(fewest - privacy.late_losses)
     }

@@ -1,6 +1,7 @@
 """What is learned in a track, and how: the adapter, its teacher, the pairs, the training.
 
-Each class is a part of ``common.plan.TrackPlan``; what protects patients is in ``common.privacy_plan``.
+Each class is a part of ``common.plan.TrackPlan``, the teacher of the whole plan; what
+protects patients is in ``common.privacy_plan``.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ Weighting = Literal["patients", "uniform"]
 LocalOptimizer = Literal["adamw", "sgd"]
 OptimizerName = Literal["sgd", "adam"]
 TeacherMode = Literal["public", "dp", "none"]
+Side = Literal["language", "both"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +43,8 @@ class AdapterPlan:
         rank: Rank of every module's adapter.
         alpha: Strength; the product of the factors is scaled by ``alpha / rank``.
         targets: Last parts of the names of the modules that are adapted.
+        side: Of an image student, whether its ``language`` model alone is adapted, or its image tower too
+            (``both``).
         factors_digest: `Adapter.digest()` of the adapter that the run starts from.
     """
 
@@ -56,6 +60,7 @@ class AdapterPlan:
         "up_proj",
         "down_proj",
     )
+    side: Side = "language"
     factors_digest: str
 
     def __post_init__(self) -> None:
@@ -95,6 +100,11 @@ class TeacherPlan:
             require(self.dp is not None, "dp", "nothing", "how the teacher trains, since its privacy is dp")
         else:
             require(self.dp is None, "dp", "settings", f"nothing, since privacy is {self.privacy}")
+
+    @property
+    def runs(self) -> int:
+        """How many teachers a patient trains: those of all folds but his own."""
+        return self.folds - 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,6 +164,8 @@ class TrainingPlan:
         rounds: Rounds of the run.
         local_steps: Optimizer steps of a site in one round.
         patients_per_step: Patients of one step; all pairs of a patient go together.
+        images_per_step: Images of one patient that an image student sees in one step, at most, drawn anew for
+            each step; a patient counts as one, however many they are.
         learning_rate: Of the site's optimizer.
         local_optimizer: ``adamw``, fresh each round; or plain ``sgd``, where an adaptive server optimizer
             does the scaling (Reddi et al. 2021) and, with one local step, the federation takes the steps
@@ -172,11 +184,12 @@ class TrainingPlan:
     orpo_lambda: float = 0.1
     nll_on: NllOn = "answer"
     max_prompt_tokens: int
+    images_per_step: int = 4
     weighting: Weighting = "patients"
 
     def __post_init__(self) -> None:
         conform(self)
-        for key in ("rounds", "local_steps", "patients_per_step", "max_prompt_tokens"):
+        for key in ("rounds", "local_steps", "patients_per_step", "max_prompt_tokens", "images_per_step"):
             require_whole(key, getattr(self, key), 1)
         require_positive("learning_rate", self.learning_rate)
         require(self.orpo_lambda >= 0, "orpo_lambda", self.orpo_lambda, "a number >= 0")

@@ -35,15 +35,15 @@ from common.learning_plan import (
     TeacherPlan,
     TrainingPlan,
 )
+from common.plan_checks import SMALLEST_FEDERATION, require_privacy, require_teacher, require_track_sites
 from common.privacy.mechanism import Mechanism
 from common.privacy_plan import PrivacyPlan, TrackPrivacy
 from common.schema import build, conform
 from common.secagg.packing import SMALLEST_BITS
 from common.tracks import TRACKS, Track
 
-PLAN_SCHEMA = 2
+PLAN_SCHEMA = 3
 RUN_CONFIG_KEY = "plan"
-SMALLEST_FEDERATION = 3
 LARGEST_FEDERATION = 256
 
 AggregationMode = Literal["secagg-v1"]
@@ -98,11 +98,11 @@ class TrackPlan:
         base_model_digest: SHA-256 that names the base model.
         tokenizer_digest: SHA-256 that names its tokenizer.
         adapter: What is trained.
-        teacher: Who teaches.
         preferences: What is taught.
         training: How it is learned.
         server_optimizer: How it is brought together.
         privacy: How its sums are protected; None in privacy mode ``none``.
+        sites: Who takes part, each once; empty for all sites of the plan.
     """
 
     track: str
@@ -110,11 +110,11 @@ class TrackPlan:
     base_model_digest: str
     tokenizer_digest: str
     adapter: AdapterPlan
-    teacher: TeacherPlan
     preferences: PreferencePlan
     training: TrainingPlan
     server_optimizer: ServerOptimizerPlan
     privacy: TrackPrivacy | None = None
+    sites: tuple[SiteId, ...] = ()
 
     def __post_init__(self) -> None:
         conform(self)
@@ -132,7 +132,7 @@ class TrackPlan:
 class RunPlan:
     """All that a run agrees on.
 
-    Guarantee: a plan refuses fewer than 3 sites.
+    Guarantee: a plan refuses fewer than 3 sites, and a track of fewer than 3.
 
     Attributes:
         schema: Version of this format.
@@ -143,6 +143,7 @@ class RunPlan:
         seed: Of everything random that is not a key, a mask or privacy noise.
         sites: Who takes part, each once.
         tracks: What is trained, each track once.
+        teacher: Who teaches; one teacher a site, for all of its tracks.
         aggregation: How contributions are summed.
         privacy: What is promised to each patient.
         consortium: Who runs it together; a site's ledger names it.
@@ -156,6 +157,7 @@ class RunPlan:
     seed: int
     sites: tuple[SiteId, ...]
     tracks: tuple[TrackPlan, ...]
+    teacher: TeacherPlan
     aggregation: AggregationPlan
     privacy: PrivacyPlan = field(default_factory=PrivacyPlan)
     consortium: str = "consilium"
@@ -169,9 +171,10 @@ class RunPlan:
         require(0 <= self.seed < 2**63, "seed", self.seed, "a whole number from 0 to 2**63 - 1")
         self._require_sites()
         self._require_tracks()
+        require_teacher(self)
         for place, track in enumerate(self.tracks):
             try:
-                self._require_privacy(track)
+                require_privacy(self, track)
             except SettingsError as error:
                 raise error.under(f"tracks[{place}]") from error
 
@@ -211,6 +214,14 @@ class RunPlan:
         names = ", ".join(track.track for track in self.tracks)
         raise ValueError(f"Expected a track of the plan ({names}), got {name!r}")
 
+    def sites_of(self, track: TrackPlan) -> tuple[SiteId, ...]:
+        """Who takes part in a track."""
+        return track.sites or self.sites
+
+    def tracks_of(self, site: SiteId) -> tuple[TrackPlan, ...]:
+        """The tracks that a site takes part in."""
+        return tuple(track for track in self.tracks if site in self.sites_of(track))
+
     def least_survivors(self, roster: int, threshold: int) -> int:
         """How many must be in the sum of a roster of so many sites, with its share threshold."""
         least = max(self.aggregation.minimum_survivors, threshold)
@@ -221,9 +232,10 @@ class RunPlan:
     def mechanism(self, track: TrackPlan) -> Mechanism:
         """What adds a track's noise. ValueError in mode ``none``, or where its ring could wrap.
 
-        In mode ``local`` it is that of one site's step, else that of the sum of all sites.
+        In mode ``local`` it is that of one site's step, else that of the sum of all sites of the track.
         """
-        privacy, sites, cap = track.privacy, len(self.sites), self.aggregation.site_patients_cap
+        privacy, sites = track.privacy, len(self.sites_of(track))
+        cap = self.aggregation.site_patients_cap
         if privacy is None:
             raise ValueError("Expected a track with privacy, got one in mode none")
         local = self.privacy.mode == "local"
@@ -244,64 +256,6 @@ class RunPlan:
         """Steps on private patients that the plan pays for in a track, failed attempts included (T)."""
         per_round = track.training.local_steps if self.privacy.mode == "local" else 1
         return (track.training.rounds + self.privacy.spare_steps) * per_round
-
-    def _require_privacy(self, track: TrackPlan) -> None:
-        """What a track must be like for the plan's promise to hold."""
-        mode, training = self.privacy.mode, track.training
-        if mode == "none":
-            require(track.privacy is None, "privacy", "settings", "nothing, since the plan's mode is none")
-            return
-        if track.privacy is None:
-            raise SettingsError("privacy", "nothing", f"how sums are protected, since the mode is {mode}")
-        promised = self.privacy.epsilon is not None and mode != "site"
-        teacher = track.teacher.privacy
-        require(
-            not promised or teacher != "none",
-            "teacher.privacy",
-            teacher,
-            "public or dp: with another teacher an epsilon is void",
-        )
-        rejected = track.preferences.reject_from
-        require(
-            not promised or rejected == "all",
-            "preferences.reject_from",
-            rejected,
-            "all: which answers a site has seen is told by its patients",
-        )
-        # What would be told of a site's patients, or would have no effect.
-        uniform = "uniform: a weight by patients would tell their number"
-        require(training.weighting == "uniform", "training.weighting", training.weighting, uniform)
-        if mode in ("distributed", "site"):
-            lost = self.aggregation.lost_before_upload
-            abort = "abort: the noise is divided among all of the roster"
-            require(lost == "abort", "aggregation.lost_before_upload", lost, abort)
-        if mode != "site":
-            local = training.local_optimizer
-            require(local == "sgd", "training.local_optimizer", local, f"sgd in privacy mode {mode}")
-            self._require_sampling(track, track.privacy)
-        if mode == "distributed":
-            one = "1: in mode distributed a secure sum is an optimizer step"
-            require(training.local_steps == 1, "training.local_steps", training.local_steps, one)
-            rate = "1: the server's rate is the only one in mode distributed"
-            require(training.learning_rate == 1, "training.learning_rate", training.learning_rate, rate)
-        if mode == "site":
-            every = (track.privacy.sampling_rate, track.privacy.population) == (1.0, len(self.sites))
-            got = f"{track.privacy.sampling_rate} of {track.privacy.population}"
-            require(every, "privacy.sampling_rate", got, f"1 of {len(self.sites)} sites in mode site")
-        try:
-            self.mechanism(track)
-        except ValueError as error:
-            expected, _, got = str(error).removeprefix("Expected ").rpartition(", got ")
-            raise SettingsError("privacy", got, expected) from error
-
-    def _require_sampling(self, track: TrackPlan, privacy: TrackPrivacy) -> None:
-        expected = privacy.divisor / len(self.sites)
-        require(
-            abs(expected - track.training.patients_per_step) <= 0.5,
-            "training.patients_per_step",
-            track.training.patients_per_step,
-            f"{expected:.1f}, what a site contributes to a step on average at the plan's sampling rate",
-        )
 
     def _require_sites(self) -> None:
         for site in self.sites:
@@ -332,3 +286,8 @@ class RunPlan:
 
     def _require_tracks(self) -> None:
         require_once("tracks", [track.track for track in self.tracks])
+        for place, track in enumerate(self.tracks):
+            if track.sites:
+                require_track_sites(self, track.sites, f"tracks[{place}].sites")
+        idle = [site for site in self.sites if not self.tracks_of(site)]
+        require(not idle, "sites", ", ".join(idle), "sites that take part in some track")

@@ -192,7 +192,7 @@ def prepare(state: TrackState, link: SiteLink) -> TrackState:
         BudgetRefusedError: The same, and some of them for their patients' budget.
     """
     next_round = RoundId(state.round_id + 1)
-    sites = choose_cohort(state.plan, round_id=next_round, reachable=link.sites())
+    sites = choose_cohort(state.plan, state.track_plan, round_id=next_round, reachable=link.sites())
     task = PrepareTask(run_id=state.run_id, track=state.track, plan_digest=state.plan.digest())
     replies = dict(link.exchange(dict.fromkeys(sites, task), state.plan.aggregation.timeout_s))
     declined: dict[SiteId, str] = {}
@@ -207,7 +207,10 @@ def prepare(state: TrackState, link: SiteLink) -> TrackState:
     for site, reason in declined.items():
         logger.info("%s: %s declined: %s", state.track, site, reason)
     try:
-        choose_cohort(state.plan, round_id=next_round, reachable=state.plan.sites, declined=declined)
+        everybody = state.plan.sites_of(state.track_plan)
+        choose_cohort(
+            state.plan, state.track_plan, round_id=next_round, reachable=everybody, declined=declined
+        )
     except TooFewSurvivorsError as error:
         raise (BudgetRefusedError(next_round, spent) if spent else error) from error
     return replace(state, declined=declined)
@@ -231,7 +234,9 @@ def run_round(state: TrackState, link: SiteLink, ledger: Ledger | None = None) -
     block = state.adapter.spec.active_block(round_id)
 
     # 1. Cohort: the sites of the plan that can be reached and have not declined.
-    cohort = choose_cohort(plan, round_id=round_id, reachable=link.sites(), declined=state.declined)
+    cohort = choose_cohort(
+        plan, state.track_plan, round_id=round_id, reachable=link.sites(), declined=state.declined
+    )
 
     # 2. Keys: those that rode on the last round, or new ones.
     exchanges = Exchanges(link, plan.aggregation.timeout_s)
@@ -321,7 +326,9 @@ def evaluate(state: TrackState, link: SiteLink) -> TrackState:
         WrongSecretError: As in ``run_round``.
     """
     plan, round_id = state.plan, state.round_id
-    cohort = choose_cohort(plan, round_id=round_id, reachable=link.sites(), declined=state.declined)
+    cohort = choose_cohort(
+        plan, state.track_plan, round_id=round_id, reachable=link.sites(), declined=state.declined
+    )
     exchanges = Exchanges(link, plan.aggregation.timeout_s)
     setup = _setup(state, cohort, round_id, exchanges)
     task = EvaluateTask(

@@ -37,7 +37,8 @@ from common.messages import (
     sum_topic,
 )
 from common.pki import PublicIdentity
-from common.plan import SMALLEST_FEDERATION, RunPlan
+from common.plan import RunPlan
+from common.plan_checks import SMALLEST_FEDERATION
 from common.secagg.keys import Roster, SignedKeys, SumContext, public_key, seed_hash
 from common.secagg.masks import unmask_sum
 from common.secagg.packing import packed_size, unpack

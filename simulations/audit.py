@@ -22,19 +22,19 @@ import torch
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
-from client.worker import Notes
+from client.site_patients import Views
 from common.atomic import write_atomically
 from simulations.auditing.canaries import Audit
 from simulations.auditing.mechanism import PLANTED_BUGS, audit_mechanism, audit_plan
 from simulations.auditing.membership import ABLE, HIDDEN, Inference
 from simulations.auditing.student import AttackSettings, attack_student, attack_teacher, draw_lots
 from simulations.auditing.teacher import audit_teacher, train_plainly, train_private
-from simulations.federation import load_models
+from simulations.data_settings import SyntheticData
+from simulations.models import gather_models
 from simulations.pages import render_template
 from simulations.scenarios import synthetic_population
-from simulations.settings import SimulationSettings, SyntheticData, simulation_settings
-from simulations.tiny_base import tiny_base
-from simulations.tiny_eyes import tiny_eyes
+from simulations.settings import SimulationSettings, simulation_settings
+from simulations.stages import quiet_stages
 
 PAGE_FILE, JSON_FILE, TEMPLATE = "audit.html", "audit.json", "auditing/audit.html.j2"
 SPARE_PATIENTS = 100
@@ -120,20 +120,15 @@ def attack_students(
         test_per_answer=1,
     )
     population = synthetic_population(data, simulation.seed)
-    cache = simulation.cache.expanduser()
-    models = load_models(
-        tiny_base(cache, population.text, simulation.base, simulation.seed),
-        tiny_eyes(cache, simulation.eyes, simulation.seed),
-        simulation.plan,
-        simulation.seed,
-    )
+    track = population.track.name
+    models = gather_models(simulation, {track: population}, quiet_stages())[track]
     (patients,) = population.sites.values()
     # All findings: the more a note says, the better it is remembered.
-    notes = Notes(facial="keep")
-    lots = draw_lots(patients.train, notes, population.answers, models.student, settings)
+    views = Views(facial="keep")
+    lots = draw_lots(patients.train, views, population.answers, models.student, settings)
     found = [attack_student(models, lots, settings)]
     if teacher:
-        sight = models.memory.look({record.patient_id: notes.view(record) for record in lots.records})
+        sight = models.memory.look({record.patient_id: views.view(record) for record in lots.records})
         found.append(attack_teacher(models, lots, sight, population.answers, settings))
     return tuple(found)
 

@@ -11,31 +11,39 @@ from dataclasses import dataclass
 import numpy as np
 
 from client.patients.records import PatientRecord
+from client.site_patients import SitePatients, site_prompts, site_seed
 from client.student.decode import TrieNode
 from client.student.evaluate import RankedCase, free_answers, rank_cases
 from client.student.model import Student
 from client.student.predictions import Prediction, RankedAnswer
+from client.student.prompts import StudentPrompt
 from client.teacher.fit import TeacherRecipe
 from client.teacher.public import names_for
 from client.teacher.rank import Ranking, public_rankings, rank_patients, site_teacher
-from client.teacher.sight import Memory
-from client.worker import SitePatients, site_prompts, site_seed
+from client.teacher.sight import Memory, Sight
 from common.adapter import Adapter
 from common.ids import SiteId
 from common.metrics import count_case
-from common.plan import TrackPlan
-from common.tracks import TRACKS, AnswerList, Eye
-from simulations.scenarios import Population
+from common.plan import RunPlan, TrackPlan
+from common.tracks import AnswerList, Eye
+from simulations.populations import Population, Populations, everyone
 from simulations.scores import Outcomes
 from simulations.settings import EvaluationSettings
 
 
 @dataclass(frozen=True, kw_only=True)
 class Judged:
-    """What a method answered to each patient of a list, and how right it was."""
+    """What a method answered to each case of a list, and how right it was.
+
+    Attributes:
+        predictions: One a case.
+        outcomes: One a case.
+        units: Of each case, whose it is: cases of one patient are no independent draws.
+    """
 
     predictions: tuple[Prediction, ...]
     outcomes: Outcomes
+    units: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -46,8 +54,39 @@ class TeacherLists:
     bottom: Mapping[str, tuple[str, ...]]
 
 
+@dataclass(frozen=True, kw_only=True, repr=False)
+class TestCase:
+    """One case to answer: a patient's note, or one of a patient's tiles.
+
+    Attributes:
+        case_id: As in predictions; a patient's tiles are numbered.
+        record: Whose it is.
+        prompt: What a student reads.
+    """
+
+    __test__ = False  # no test of pytest's
+
+    case_id: str
+    record: PatientRecord
+    prompt: StudentPrompt
+
+
+def test_cases(records: Sequence[PatientRecord], population: Population) -> list[TestCase]:
+    """The cases of these patients, in their order; a patient whom the student cannot read has none."""
+    prompts = site_prompts(records, population.views, population.track)
+    found = []
+    for record in records:
+        own = prompts.get(record.patient_id, ())
+        ids = [record.case_id] if len(own) == 1 else [f"{record.case_id}#{i}" for i in range(1, len(own) + 1)]
+        found += [
+            TestCase(case_id=name, record=record, prompt=prompt)
+            for name, prompt in zip(ids, own, strict=True)
+        ]
+    return found
+
+
 class Bench:
-    """The test patients of a track, and all that it takes to judge a student on them."""
+    """The test cases of a track, and all that it takes to judge a student on them."""
 
     def __init__(
         self,
@@ -57,24 +96,25 @@ class Bench:
         settings: EvaluationSettings,
         on_progress: Callable[[int], None],
     ) -> None:
-        """Gather the union of the sites' test patients, then those of new publications.
+        """Gather the union of the sites' test cases, then those of new publications.
 
         ``on_progress`` is called with the number of cases just judged.
         """
         self._student, self._track, self._settings, self._progress = student, track, settings, on_progress
         self.answers: AnswerList = population.answers
-        self.union = tuple(r for site in sorted(population.sites) for r in population.sites[site].test)
-        self.new = population.new_publications
-        prompts = site_prompts([*self.union, *self.new], population.notes, track.track)
-        self._prompts = [prompts[record.patient_id] for record in (*self.union, *self.new)]
-        self._header = TRACKS[track.track].header
+        self.union = test_cases(population.test, population)
+        self.new = test_cases(population.new_publications, population)
+        self._header = population.track.header
+        # Spread over all sites: neighbors in the list are of one.
+        count = min(settings.free_cases, len(self.union))
+        self._free = [round(place) for place in np.linspace(0, len(self.union) - 1, count)]
         self._trie: TrieNode = student.answer_trie(
             self._header, population.answers, lists=track.preferences.chosen_length > 1
         )
 
-    def truths(self, records: Sequence[PatientRecord]) -> list[str]:
-        """The right answer of each patient."""
-        return [record.label[self._track.track] for record in records]
+    def truths(self, cases: Sequence[TestCase]) -> list[str]:
+        """The right answer of each case."""
+        return [case.record.label[self._track.track] for case in cases]
 
     def judge(self, adapter: Adapter, lists: TeacherLists | None = None) -> tuple[Judged, Judged]:
         """A student's answers on the union, and on new publications."""
@@ -82,7 +122,7 @@ class Bench:
         longest = self._track.training.max_prompt_tokens
         ranked = rank_cases(
             self._student,
-            self._prompts,
+            [case.prompt for case in (*self.union, *self.new)],
             self._trie,
             top=self._settings.top,
             max_prompt_tokens=longest,
@@ -90,7 +130,7 @@ class Bench:
         )
         valid = free_answers(
             self._student,
-            self._prompts[: min(self._settings.free_cases, len(self.union))],
+            [self.union[row].prompt for row in self._free],
             self._header,
             self.answers,
             max_prompt_tokens=longest,
@@ -98,8 +138,8 @@ class Bench:
         )
         count = len(self.union)
         return (
-            self._judged(self.union, ranked[:count], lists, valid),
-            self._judged(self.new, ranked[count:], None, ()),
+            self._judged(self.union, ranked[:count], lists, dict(zip(self._free, valid, strict=True))),
+            self._judged(self.new, ranked[count:], None, {}),
         )
 
     def judge_rankings(self, rankings: Mapping[str, Ranking]) -> tuple[Judged, Judged]:
@@ -107,18 +147,18 @@ class Bench:
 
         New publications of which nobody is ranked are left out: they belong to no teacher's hospital.
         """
-        new = self.new if any(record.patient_id in rankings for record in self.new) else ()
+        new = self.new if any(case.record.patient_id in rankings for case in self.new) else []
         return (
-            self._judged(self.union, self._ranked(self.union, rankings), None, ()),
-            self._judged(new, self._ranked(new, rankings), None, ()),
+            self._judged(self.union, self._ranked(self.union, rankings), None, {}),
+            self._judged(new, self._ranked(new, rankings), None, {}),
         )
 
-    def _ranked(self, records: Sequence[PatientRecord], rankings: Mapping[str, Ranking]) -> list[RankedCase]:
+    def _ranked(self, cases: Sequence[TestCase], rankings: Mapping[str, Ranking]) -> list[RankedCase]:
         top = self._settings.top
         index = {answer.id: place for place, answer in enumerate(self.answers.answers)}
         ranked = []
-        for record in records:
-            ranking = rankings.get(record.patient_id)
+        for case in cases:
+            ranking = rankings.get(case.record.patient_id)
             if ranking is None:
                 ranked.append(RankedCase(answers=(), confidence=()))
                 continue
@@ -132,83 +172,106 @@ class Bench:
 
     def _judged(
         self,
-        records: Sequence[PatientRecord],
+        cases: Sequence[TestCase],
         ranked: Sequence[RankedCase],
         lists: TeacherLists | None,
-        valid: Sequence[Sequence[bool]],
+        valid: Mapping[int, Sequence[bool]],
     ) -> Judged:
-        truths = self.truths(records)
+        truths = self.truths(cases)
         counts = [
             count_case(
-                [self.answers.answers[i].id for i in case.answers],
+                [self.answers.answers[i].id for i in one.answers],
                 truth,
-                teacher_top=None if lists is None else lists.top[record.patient_id],
-                teacher_bottom=None if lists is None else lists.bottom[record.patient_id],
-                free_answers_valid=valid[row] if row < len(valid) else None,
+                teacher_top=None if lists is None else lists.top.get(case.record.patient_id),
+                teacher_bottom=None if lists is None else lists.bottom.get(case.record.patient_id),
+                free_answers_valid=valid.get(row),
             )
-            for row, (record, case, truth) in enumerate(zip(records, ranked, truths, strict=True))
+            for row, (case, one, truth) in enumerate(zip(cases, ranked, truths, strict=True))
         ]
-        confidence = np.array([case.confidence[0] if case.confidence else 0.0 for case in ranked])
+        confidence = np.array([one.confidence[0] if one.confidence else 0.0 for one in ranked])
         return Judged(
             predictions=tuple(
-                self._prediction(record, case, truth)
-                for record, case, truth in zip(records, ranked, truths, strict=True)
+                self._prediction(case, one, truth)
+                for case, one, truth in zip(cases, ranked, truths, strict=True)
             ),
             outcomes=Outcomes.of(counts, confidence),
+            units=tuple(case.record.patient_id for case in cases),
         )
 
-    def _prediction(self, record: PatientRecord, case: RankedCase, truth: str) -> Prediction:
-        answers = (self.answers.answers[index] for index in case.answers)
+    def _prediction(self, case: TestCase, ranked: RankedCase, truth: str) -> Prediction:
+        answers = (self.answers.answers[index] for index in ranked.answers)
         return Prediction(
-            case_id=record.case_id,
+            case_id=case.case_id,
             answers=tuple(
                 RankedAnswer(id=answer.id, name=answer.name, confidence=min(1.0, confidence))
-                for answer, confidence in zip(answers, case.confidence, strict=True)
+                for answer, confidence in zip(answers, ranked.confidence, strict=True)
             ),
             truth=truth,
         )
 
 
+EyeSets = Mapping[str, frozenset[Eye]]
+"""By method: what a teacher may look with."""
+Rankings = Mapping[str, Mapping[str, Ranking]]
+"""By method, then by patient id."""
+
+
 def rank_test_patients(
-    sites: Mapping[SiteId, SitePatients],
+    populations: Populations,
     memory: Memory,
-    answers: AnswerList,
-    track: TrackPlan,
+    plan: RunPlan,
     *,
-    seed: int,
     recipe: TeacherRecipe,
-    eye_sets: Sequence[frozenset[Eye]],
-) -> list[dict[str, Ranking]]:
-    """Each test patient ranked by his own hospital's teacher, once for each set of eyes.
+    eye_sets: Mapping[str, EyeSets],
+) -> dict[str, dict[str, dict[str, Ranking]]]:
+    """Each test patient ranked by his own hospital's teacher, by track and method of ``eye_sets``.
 
     The teacher trained on all of the hospital's training patients, under privacy if the plan says so; a
     public one reads notes alone. A patient who brings none of a set's eyes is not in that set's rankings.
     Nothing of it leaves the simulation: it is not charged to anybody.
     """
-    ranked: list[dict[str, Ranking]] = [{} for _ in eye_sets]
-    names = names_for(answers, memory, track.teacher.privacy)
-    for site, patients in sites.items():
-        views = {r.patient_id: patients.notes.view(r) for r in (*patients.train, *patients.test)}
+    found: dict[str, dict[str, dict[str, Ranking]]] = {
+        track: {method: {} for method in sets} for track, sets in eye_sets.items()
+    }
+    for site, patients in everyone(populations).items():
+        views = {r.patient_id: patients.views.view(r) for r in (*patients.train, *patients.test)}
         sight = memory.look(views)
         test = sight.rows(np.arange(len(patients.train), len(views)))
-        if track.teacher.privacy == "public" and names is not None:
-            own = {ranking.patient_id: ranking for ranking in public_rankings(test, names)}
-            for eyes, found in zip(eye_sets, ranked, strict=True):
-                found.update(own if Eye.NOTE in eyes else {})
-            continue
-        teacher = site_teacher(
-            patients.train,
-            sight,
-            answers={track.track: answers},
-            plan=track.teacher,
-            seed=site_seed(seed, site, "test teacher"),
-            names=names,
-            recipe=recipe,
-        )
-        for eyes, found in zip(eye_sets, ranked, strict=True):
-            for ranking in rank_patients(teacher, test.bringing(eyes), track.track, eyes=eyes):
-                found[ranking.patient_id] = ranking
-    return ranked
+        own = {track: p.answers for track, p in populations.items() if site in p.sites}
+        labeled = {track: {r.patient_id for r in patients.test if track in r.label} for track in own}
+        rank = _test_teacher(patients, sight, own, memory, plan, site, recipe)
+        for track in own:
+            asked = test.rows(np.flatnonzero([p in labeled[track] for p in test.patient_ids]))
+            for method, eyes in eye_sets[track].items():
+                found[track][method] |= {r.patient_id: r for r in rank(asked.bringing(eyes), track, eyes)}
+    return found
+
+
+def _test_teacher(
+    patients: SitePatients,
+    sight: Sight,
+    answers: Mapping[str, AnswerList],
+    memory: Memory,
+    plan: RunPlan,
+    site: SiteId,
+    recipe: TeacherRecipe,
+) -> Callable[[Sight, str, frozenset[Eye]], list[Ranking]]:
+    """What ranks a site's test patients for a track, looking with some eyes alone."""
+    privacy = plan.teacher.privacy
+    found = {track: names_for(known, memory, privacy) for track, known in answers.items()}
+    names = {track: one for track, one in found.items() if one is not None}
+    if privacy == "public":
+        return lambda test, track, eyes: public_rankings(test, names[track]) if Eye.NOTE in eyes else []
+    teacher = site_teacher(
+        patients.train,
+        sight,
+        answers=answers,
+        plan=plan.teacher,
+        seed=site_seed(plan.seed, site, "test teacher"),
+        names=names,
+        recipe=recipe,
+    )
+    return lambda test, track, eyes: rank_patients(teacher, test, track, eyes=eyes)
 
 
 def teacher_lists(rankings: Mapping[str, Ranking], length: int) -> TeacherLists:

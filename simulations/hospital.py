@@ -61,6 +61,8 @@ class Purpose(IntEnum):
     PUBLIC_FACES = 1
     CASELOADS = 2
     PATIENT = 3
+    PUBLIC_TILES = 4
+    SLIDES = 5
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,28 +11,46 @@ import numpy as np
 from client.teacher.rank import Ranking
 from common.ids import SiteId
 from common.plan import RunPlan
-from common.tracks import Eye
-from simulations.comparisons import Bench, Judged, TeacherLists, rank_test_patients, teacher_lists
-from simulations.federation import TRACK, Models
+from common.tracks import Eye, Modality
+from simulations.comparisons import (
+    Bench,
+    EyeSets,
+    Judged,
+    Rankings,
+    TeacherLists,
+    rank_test_patients,
+    teacher_lists,
+    test_cases,
+)
+from simulations.federation import AllModels
 from simulations.linear import rank_by_findings
+from simulations.populations import Population, Populations
 from simulations.results import (
-    NO_PRIVACY,
     AggregationResult,
     MethodBySite,
     MethodResult,
     RunResult,
     TrackResult,
 )
-from simulations.scenarios import Population
-from simulations.scores import Scores, mean_over_sites, score
+from simulations.scores import mean_over_sites, score
 from simulations.settings import SimulationSettings
 from simulations.stages import Stages
-from simulations.students import Students, Trained, federated_state, federated_student
+from simulations.students import AllStudents, Students, Trained, federated_state, federated_student
 from simulations.sweep import is_swept
 
 LINEAR_MODELS = MappingProxyType({"linear_model": False, "linear_model_with_exclusions": True})
-"""By method: whether findings that were looked for and not found are read too."""
-BOTH, PHOTO, NOTE = frozenset({Eye.PHOTO, Eye.NOTE}), frozenset({Eye.PHOTO}), frozenset({Eye.NOTE})
+"""By method: whether findings that were looked for and not found are read too; of text tracks."""
+EYE_SETS: Mapping[Modality, EyeSets] = MappingProxyType(
+    {
+        Modality.TEXT: {
+            "teacher": frozenset(Eye),
+            "teacher_photo_only": frozenset({Eye.PHOTO}),
+            "teacher_note_only": frozenset({Eye.NOTE}),
+        },
+        Modality.IMAGE: {"teacher": frozenset(Eye), "teacher_slide_only": frozenset({Eye.SLIDE})},
+    }
+)
+"""What a site's teacher may look with, by what the track's student reads."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +72,7 @@ Verdicts = Mapping[str, Verdict | Mapping[SiteId, Verdict]]
 
 @dataclass(frozen=True, kw_only=True)
 class Judgement:
-    """All methods judged.
+    """All methods of a track judged.
 
     Attributes:
         students: By method, as they were trained.
@@ -68,52 +86,73 @@ class Judgement:
 def judge_all(
     settings: SimulationSettings,
     plan: RunPlan,
-    population: Population,
-    models: Models,
-    trained: Students,
+    populations: Populations,
+    models: AllModels,
+    trained: AllStudents,
     stages: Stages,
-) -> Judgement:
-    """Every student's answers, the teachers' by the eyes they looked with, and the linear models'."""
-    track = plan.track(TRACK)
+) -> dict[str, Judgement]:
+    """Every method of the settings on the test cases of its track, by track."""
     with stages.stage("teachers_tested"):
-        both, photo, note = rank_test_patients(
-            population.sites,
-            models.memory,
-            population.answers,
-            track,
-            seed=settings.seed,
+        rankings = rank_test_patients(
+            populations,
+            next(iter(models.values())).memory,
+            plan,
             recipe=settings.recipe,
-            eye_sets=(BOTH, PHOTO, NOTE),
+            eye_sets={name: EYE_SETS[one.track.modality] for name, one in populations.items()},
         )
-    rankings = {"teacher": both, "teacher_photo_only": photo, "teacher_note_only": note}
-    if "teacher" not in settings.methods:
-        rankings = {}
+    references: dict[str, dict[str, Mapping[str, Ranking]]] = {
+        track: dict(found) if "teacher" in settings.methods else {} for track, found in rankings.items()
+    }
+    for track, population in populations.items():
+        references[track] |= _linear_rankings(settings, population, stages)
+    total = sum(_cases(populations[track]) * _students(trained[track]) for track in populations)
+    with stages.stage("students_tested", total) as advance:
+        return {
+            track: _judge_track(
+                Bench(population, models[track].student, plan.track(track), settings.evaluation, advance),
+                trained[track],
+                references[track],
+                teacher_lists(rankings[track]["teacher"], settings.evaluation.teacher_top),
+            )
+            for track, population in populations.items()
+        }
+
+
+def _judge_track(bench: Bench, trained: Students, references: Rankings, lists: TeacherLists) -> Judgement:
+    return Judgement(
+        students={method: _judge(bench, one, lists) for method, one in trained.items()},
+        references={name: Verdict.of(bench.judge_rankings(found)) for name, found in references.items()},
+    )
+
+
+def _cases(population: Population) -> int:
+    return len(test_cases((*population.test, *population.new_publications), population))
+
+
+def _students(trained: Students) -> int:
+    return sum(1 if isinstance(one, Trained) else len(one) for one in trained.values())
+
+
+def _linear_rankings(
+    settings: SimulationSettings, population: Population, stages: Stages
+) -> dict[str, Mapping[str, Ranking]]:
+    """What linear models on the coded findings say, of a text track."""
+    if population.text is None:
+        return {}
+    found: dict[str, Mapping[str, Ranking]] = {}
     for name in settings.methods:
         if name in LINEAR_MODELS:
             with stages.stage(name):
-                rankings[name] = _rank_linearly(population, exclusions=LINEAR_MODELS[name])
-    lists = teacher_lists(both, settings.evaluation.teacher_top)
-    students = sum(1 if isinstance(one, Trained) else len(one) for one in trained.values())
-    cases = sum(len(site.test) for site in population.sites.values()) + len(population.new_publications)
-    with stages.stage("students_tested", students * cases) as advance:
-        bench = Bench(population, models.student, track, settings.evaluation, advance)
-        return Judgement(
-            students={method: _judge(bench, one, lists) for method, one in trained.items()},
-            references={name: Verdict.of(bench.judge_rankings(found)) for name, found in rankings.items()},
-        )
-
-
-def _rank_linearly(population: Population, *, exclusions: bool) -> dict[str, Ranking]:
-    sites = [population.sites[site] for site in sorted(population.sites)]
-    return rank_by_findings(
-        [record for site in sites for record in site.train],
-        [*(record for site in sites for record in site.test), *population.new_publications],
-        population.answers,
-        population.notes,
-        population.text.parents,
-        TRACK,
-        exclusions=exclusions,
-    )
+                found[name] = rank_by_findings(
+                    [record for site in sorted(population.sites) for record in population.sites[site].train],
+                    [*population.test, *population.new_publications],
+                    population.answers,
+                    population.views,
+                    population.text.parents,
+                    population.track.name,
+                    exclusions=LINEAR_MODELS[name],
+                )
+    return found
 
 
 def _judge(
@@ -126,15 +165,41 @@ def _judge(
 
 def collect(
     settings: SimulationSettings,
-    population: Population,
-    trained: Students,
-    judged: Judgement,
+    populations: Populations,
+    trained: AllStudents,
+    judged: Mapping[str, Judgement],
     stages: Stages,
 ) -> RunResult:
     """All figures of the run."""
-    union = [r.label[TRACK] for site in sorted(population.sites) for r in population.sites[site].test]
+    states = [federated_state(students) for students in trained.values()]
+    mains = [federated_student(students) for students in trained.values()]
+    # The plan's whole promise is in each: the one whose patients lost most speaks for all.
+    privacy = max((main.privacy or {} for main in mains), key=lambda block: block.get("epsilon") or 0.0)
+    return RunResult(
+        scenario=settings.name,
+        seed=settings.seed,
+        seconds=stages.seconds,
+        tracks={
+            track: _track_result(settings, population, trained[track], judged[track])
+            for track, population in populations.items()
+        },
+        privacy=privacy,
+        aggregation=AggregationResult.of(
+            [report for state in states for report in state.history],
+            retried=sum(state.retried for state in states),
+            work_seconds=sum(main.work_seconds for main in mains),
+        ),
+    )
+
+
+def _track_result(
+    settings: SimulationSettings, population: Population, trained: Students, judged: Judgement
+) -> TrackResult:
+    track = population.track.name
+    cases = test_cases(population.test, population)
+    truths = [case.record.label[track] for case in cases]
     own = {
-        site: [row for row, truth in enumerate(union) if truth in {r.label[TRACK] for r in patients.train}]
+        site: [row for row, truth in enumerate(truths) if truth in {r.label[track] for r in patients.train}]
         for site, patients in population.sites.items()
     }
     methods: dict[str, MethodResult | MethodBySite] = {
@@ -152,23 +217,13 @@ def collect(
         elif isinstance(verdict, Verdict) and isinstance(student, Trained):
             # A sweep's students are compared over epsilon; eight more columns of sites would hide the others.
             methods[name] = _method(verdict, {} if is_swept(name) else own, student, rng)
-    state = federated_state(trained)
-    return RunResult(
-        scenario=settings.name,
-        seed=settings.seed,
-        seconds=stages.seconds,
-        tracks={
-            TRACK: TrackResult(
-                n_train=sum(len(patients.train) for patients in population.sites.values()),
-                n_test=len(union),
-                n_answers=len(population.answers),
-                methods=methods,
-            )
-        },
-        privacy=federated_student(trained).privacy or NO_PRIVACY,
-        aggregation=AggregationResult.of(
-            state.history, retried=state.retried, work_seconds=federated_student(trained).work_seconds
-        ),
+    return TrackResult(
+        n_train=sum(len(patients.train) for patients in population.sites.values()),
+        n_test=len(cases),
+        n_answers=len(population.answers),
+        unit=population.unit,
+        n_test_units=len({case.record.patient_id for case in cases}),
+        methods=methods,
     )
 
 
@@ -180,11 +235,14 @@ def _draws(seed: int, method: str) -> np.random.Generator:
 def _method(
     verdict: Verdict, own: Mapping[SiteId, Sequence[int]], student: Trained | None, rng: np.random.Generator
 ) -> MethodResult:
-    new: Scores | None = score(verdict.new.outcomes, rng) if len(verdict.new.outcomes) else None
+    union, new = verdict.union, verdict.new
     return MethodResult(
-        union=score(verdict.union.outcomes, rng),
-        own_answers={site: score(verdict.union.outcomes.only(rows), rng) for site, rows in own.items()},
-        new_publications=new,
+        union=score(union.outcomes, rng, units=union.units),
+        own_answers={
+            site: score(union.outcomes.only(rows), rng, units=[union.units[row] for row in rows])
+            for site, rows in own.items()
+        },
+        new_publications=score(new.outcomes, rng, units=new.units) if len(new.outcomes) else None,
         seconds=(student.seconds or None) if student else None,
         bytes_up=student.bytes_up if student else None,
         privacy=student.privacy if student else None,
@@ -193,8 +251,10 @@ def _method(
 
 def _mean_method(verdict: Mapping[SiteId, Verdict], rng: np.random.Generator) -> MethodResult:
     """The mean over sites: a patient is drawn with the answers of all sites at once."""
+    first = next(iter(verdict.values()))
     new = mean_over_sites({site: one.new.outcomes for site, one in verdict.items()})
+    union = mean_over_sites({site: one.union.outcomes for site, one in verdict.items()})
     return MethodResult(
-        union=score(mean_over_sites({site: one.union.outcomes for site, one in verdict.items()}), rng),
-        new_publications=score(new, rng) if len(new) else None,
+        union=score(union, rng, units=first.union.units),
+        new_publications=score(new, rng, units=first.new.units) if len(new) else None,
     )

@@ -15,8 +15,8 @@ from sklearn.linear_model import LogisticRegression
 
 from client.patients.notes import ModelView
 from client.patients.records import PatientRecord
+from client.site_patients import Views
 from client.teacher.rank import Ranking
-from client.worker import Notes
 from common.tracks import AnswerList
 
 MOST_ITERATIONS = 100
@@ -26,7 +26,7 @@ def rank_by_findings(
     train: Sequence[PatientRecord],
     cases: Sequence[PatientRecord],
     answers: AnswerList,
-    notes: Notes,
+    views: Views,
     parents: Mapping[str, tuple[str, ...]],
     track: str,
     *,
@@ -34,25 +34,25 @@ def rank_by_findings(
 ) -> dict[str, Ranking]:
     """Train on ``train`` and rank all answers for each of ``cases``, by patient id.
 
-    Guarantee: a finding that the notes hide has no influence; the same arguments give the same rankings.
+    Guarantee: a finding that the views hide has no influence; the same arguments give the same rankings.
 
     Args:
         train: With labels of ``track``.
         cases: To be ranked.
         answers: The plan's; one without a training patient gets the score of the least likely one seen.
-        notes: What of a patient may be seen.
+        views: What of a patient may be seen.
         parents: Broader terms by finding id; a finding without an entry stands alone.
         track: Which label.
         exclusions: Whether findings that were looked for and not found are read too.
     """
     vectorizer = DictVectorizer(dtype=np.float64)
     learned = vectorizer.fit_transform(
-        [features(notes.view(record), parents, exclusions=exclusions) for record in train]
+        [features(views.view(record), parents, exclusions=exclusions) for record in train]
     )
     labels = [answers.index_of(record.label[track]) for record in train]
     model = LogisticRegression(max_iter=MOST_ITERATIONS, tol=1e-3).fit(learned, labels)
     seen = vectorizer.transform(
-        [features(notes.view(record), parents, exclusions=exclusions) for record in cases]
+        [features(views.view(record), parents, exclusions=exclusions) for record in cases]
     )
     known = model.predict_log_proba(seen)
     scores = np.repeat(known.min(axis=1, keepdims=True), len(answers), axis=1).astype(np.float32)

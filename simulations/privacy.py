@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from common.adapter import AdapterSpec, Block
@@ -23,38 +23,19 @@ from common.privacy.budget import epsilon_spent
 from common.privacy.ledger import Entry
 from common.privacy_plan import PrivacyPlan, TeacherPrivacy, TrackPrivacy
 from simulations.results import NO_PRIVACY
-from simulations.settings import PlanSettings, PrivacySettings, TeacherSettings
+from simulations.settings import PlanSettings
 
 FIRST_GUESS = 1.0
 """A noise multiplier that stands in until the right one is known."""
 SMALLEST_TRIAL, LARGEST_TRIAL, TRIAL_STEP = 0.2, 200.0, 1e-3
 
 
-@dataclass(frozen=True, kw_only=True)
-class PlannedPrivacy:
-    """The parts of a plan that promise something."""
-
-    plan: PrivacyPlan
-    track: TrackPrivacy | None
-    teacher: TeacherPlan
-
-
-def planned_privacy(
-    settings: PlanSettings, *, sites: int, patients: int, spec: AdapterSpec
-) -> PlannedPrivacy:
-    """What the settings promise for about so many ``patients`` of all sites; the student's noise is a guess.
-
-    Raises:
-        SettingsError: The settings contradict each other.
-    """
+def planned_privacy(settings: PlanSettings) -> PrivacyPlan:
+    """What the settings promise to each patient, over all tracks."""
     chosen = settings.privacy
     if chosen.mode == "none":
-        without = settings.teacher.privacy != "dp"
-        expected = "none or public, since the plan's privacy mode is none"
-        require(without, "teacher.privacy", settings.teacher.privacy, expected)
-        teacher = TeacherPlan(**vars(settings.teacher))
-        return PlannedPrivacy(plan=PrivacyPlan(), track=None, teacher=teacher)
-    plan = PrivacyPlan(
+        return PrivacyPlan()
+    return PrivacyPlan(
         mode=chosen.mode,
         epsilon=chosen.epsilon if chosen.mode == "site" or settings.teacher.privacy != "none" else None,
         delta=chosen.delta,
@@ -64,20 +45,32 @@ def planned_privacy(
         noise=chosen.noise,
         stop=chosen.stop,
     )
+
+
+def planned_track(
+    settings: PlanSettings, *, sites: int, patients: int, spec: AdapterSpec
+) -> TrackPrivacy | None:
+    """How a track of about so many ``patients`` of all its sites is protected; its noise is a guess."""
+    chosen = settings.privacy
+    if chosen.mode == "none":
+        return None
     population = sites if chosen.mode == "site" else patients
     per_step = settings.training.patients_per_step * sites
-    track = TrackPrivacy(
+    return TrackPrivacy(
         clip_norm=chosen.clip_norm or 0.0,
         noise_multiplier=FIRST_GUESS,
         sampling_rate=1.0 if chosen.mode == "site" else min(1.0, per_step / population),
         population=population,
         dimension=max(spec.size(block) for block in Block),
     )
-    return PlannedPrivacy(plan=plan, track=track, teacher=_teacher(settings.teacher, chosen))
 
 
-def _teacher(teacher: TeacherSettings, chosen: PrivacySettings) -> TeacherPlan:
+def planned_teacher(settings: PlanSettings) -> TeacherPlan:
     """The teacher's plan with the noise that its part of epsilon takes. SettingsError."""
+    teacher, chosen = settings.teacher, settings.privacy
+    if chosen.mode == "none":
+        expected = "none or public, since the plan's privacy mode is none"
+        require(teacher.privacy != "dp", "teacher.privacy", teacher.privacy, expected)
     if teacher.privacy != "dp":
         return TeacherPlan(**vars(teacher))
     wanted, delta = chosen.teacher, chosen.delta
@@ -103,19 +96,20 @@ def _teacher(teacher: TeacherSettings, chosen: PrivacySettings) -> TeacherPlan:
 
 
 def calibrated(plan: RunPlan, epsilon: float | None) -> RunPlan:
-    """The plan with the least noise that keeps to ``epsilon``, teacher and student together.
+    """The plan with the least noise that keeps to ``epsilon``, teacher and all students together.
 
-    A teacher without privacy adds nothing to the sum, since nothing is promised then.
+    All tracks get one noise multiplier. A teacher without privacy adds nothing to the sum, since nothing is
+    promised then.
 
     Raises:
         SettingsError: The teacher alone spends it all.
     """
-    (track,) = plan.tracks
+    track = plan.tracks[0]
     if track.privacy is None or epsilon is None or plan.privacy.delta is None:
         return plan
-    if plan.privacy.noise == "discrete_gaussian":
-        return _calibrated_by_trial(plan, track, epsilon)
-    besides = teacher_spending(track) if plan.privacy.mode != "site" else None
+    if plan.privacy.noise == "discrete_gaussian" or len(plan.tracks) > 1:
+        return _calibrated_by_trial(plan, epsilon)
+    besides = teacher_spending(plan) if plan.privacy.mode != "site" else None
     try:
         noise = calibrate(
             epsilon=epsilon,
@@ -127,68 +121,95 @@ def calibrated(plan: RunPlan, epsilon: float | None) -> RunPlan:
         )
     except ValueError as error:
         raise SettingsError("privacy.epsilon", epsilon, str(error)) from error
-    return _with_noise(plan, track, noise)
+    return _with_noise(plan, noise)
 
 
-def _calibrated_by_trial(plan: RunPlan, track: TrackPlan, epsilon: float) -> RunPlan:
-    """Bisection: the discrete Gaussian's accounting depends on the whole mechanism."""
+def _calibrated_by_trial(plan: RunPlan, epsilon: float) -> RunPlan:
+    """Bisection, where the accounting depends on the whole mechanism or on several."""
     low, high = SMALLEST_TRIAL, LARGEST_TRIAL
     while high / low > 1 + TRIAL_STEP:
         middle = math.sqrt(low * high)
-        tried = _with_noise(plan, track, middle)
+        tried = _with_noise(plan, middle)
         found = epsilon_of(spendings(tried), tried.privacy.delta or 0.0)
         low, high = (low, middle) if found <= epsilon else (middle, high)
     if high == LARGEST_TRIAL:
         raise SettingsError("privacy.epsilon", epsilon, "more than the teacher alone reveals")
-    return _with_noise(plan, track, high)
+    return _with_noise(plan, high)
 
 
-def _with_noise(plan: RunPlan, track: TrackPlan, noise_multiplier: float) -> RunPlan:
+def _with_noise(plan: RunPlan, noise_multiplier: float) -> RunPlan:
+    return replace(plan, tracks=tuple(_noised(track, noise_multiplier) for track in plan.tracks))
+
+
+def _noised(track: TrackPlan, noise_multiplier: float) -> TrackPlan:
     if track.privacy is None:
         raise ValueError("Expected a track with privacy, got one in mode none")
-    privacy = replace(track.privacy, noise_multiplier=noise_multiplier)
-    return replace(plan, tracks=(replace(track, privacy=privacy),))
+    return replace(track, privacy=replace(track.privacy, noise_multiplier=noise_multiplier))
 
 
-def privacy_block(plan: RunPlan, spent: Sequence[Entry]) -> dict[str, Any]:
+def privacy_block(plan: RunPlan, spent: Sequence[Entry], unit: str = "patient") -> dict[str, Any]:
     """What a run took from a patient, for ``results.json``: from what was charged, not from what was planned.
 
     Args:
         plan: The run's.
         spent: Entries of the ledger of the site that was charged most.
+        unit: What a record stands for, where the data name no patients.
     """
-    (track,) = plan.tracks
-    privacy, delta = track.privacy, plan.privacy.delta
-    if privacy is None or delta is None:
-        return dict(NO_PRIVACY)
-    unit = plan.privacy.unit
-    steps = sum(entry.charge.steps for entry in spent if entry.charge.part == "student")
+    first, delta = plan.tracks[0], plan.privacy.delta
+    if first.privacy is None or delta is None:
+        return {**NO_PRIVACY, "unit": unit, "statement": NO_PRIVACY["statement"].replace("patient", unit)}
+    steps = {track.track: _steps_of(spent, track.track) for track in plan.tracks}
+    found = guarantee(plan, steps)
+    named = found.unit if found.unit != "patient" else unit
     teachers = [entry for entry in spent if entry.charge.part == "teacher"]
-    realized = {track.track: steps}
-    found = guarantee(plan, realized)
     bounded = found.epsilon is not None
     return {
         "mode": plan.privacy.mode,
-        "statement": found.sentence(),
-        "epsilon": epsilon_spent(spent, delta, unit=unit) if bounded else None,
+        "statement": replace(found, unit=named).sentence(),
+        "epsilon": epsilon_spent(spent, delta, unit=plan.privacy.unit) if bounded else None,
         "delta": delta,
-        "epsilon_teacher": epsilon_spent(teachers, delta) if bounded and unit == "patient" else None,
-        "unit": unit,
+        "epsilon_teacher": epsilon_spent(teachers, delta) if bounded and found.unit == "patient" else None,
+        "unit": named,
         "adjacency": "add or remove one",
-        "sigma": privacy.noise_multiplier,
-        "q": privacy.sampling_rate,
-        "steps": steps,
-        "clip_norm": privacy.clip_norm,
+        "sigma": first.privacy.noise_multiplier,
+        "q": first.privacy.sampling_rate,
+        "steps": steps[first.track],
+        "clip_norm": first.privacy.clip_norm,
         "noise": plan.privacy.noise,
-        "teacher": track.teacher.privacy,
+        "teacher": plan.teacher.privacy,
         "colluders": plan.privacy.colluders,
         "late_losses": plan.privacy.late_losses,
         "epsilon_promised": plan.privacy.epsilon,
-        "epsilon_by_colluders": {str(n): e for n, e in by_colluders(plan, realized).items()},
+        "epsilon_by_colluders": {str(n): e for n, e in by_colluders(plan, steps).items()},
+        "tracks": {track.track: _track_block(track, steps[track.track]) for track in plan.tracks},
         "not_covered": list(not_covered()),
     }
 
 
-def most_charged(ledgers: Iterable[Sequence[Entry]]) -> Sequence[Entry]:
-    """The entries of the site that was asked for most steps: what is said must hold for its patients too."""
-    return max(ledgers, key=lambda entries: sum(entry.charge.steps for entry in entries), default=())
+def _steps_of(spent: Sequence[Entry], track: str) -> int:
+    return sum(e.charge.steps for e in spent if (e.charge.part, e.charge.track) == ("student", track))
+
+
+def _track_block(track: TrackPlan, steps: int) -> dict[str, Any]:
+    privacy = track.privacy
+    if privacy is None:
+        raise ValueError("Expected a track with privacy, got one in mode none")
+    return {
+        "sigma": privacy.noise_multiplier,
+        "q": privacy.sampling_rate,
+        "steps": steps,
+        "clip_norm": privacy.clip_norm,
+    }
+
+
+def most_charged(plan: RunPlan, ledgers: Iterable[Sequence[Entry]]) -> Sequence[Entry]:
+    """The entries of the site whose patients lost most: what is said must hold for them too."""
+    delta = plan.privacy.delta
+    bounded = delta is not None and guarantee(plan).epsilon is not None
+
+    def lost(entries: Sequence[Entry]) -> float:
+        if bounded and delta is not None:
+            return epsilon_spent(entries, delta, unit=plan.privacy.unit)
+        return float(sum(entry.charge.steps for entry in entries))
+
+    return max(ledgers, key=lost, default=())

@@ -20,14 +20,16 @@ from common.calibration import ReliabilityBins
 from common.ids import SiteId
 from common.plan import RunPlan, TrackPlan
 from common.privacy_plan import PrivacyMode
-from common.tracks import AnswerList
+from common.tracks import TRACKS, AnswerList, Modality
 from server.rounds import RoundReport
 from simulations.pages import render_template
 from simulations.plots import SERIES, Curve, draw_curves, draw_reliability, reliability_points
 from simulations.results import AGGREGATION_MODE
 from simulations.standings import (
     NEW_PUBLICATIONS,
+    Kind,
     charted,
+    first_of,
     headline,
     method_label,
     own_answers,
@@ -36,11 +38,22 @@ from simulations.standings import (
     percent_interval,
     standings,
 )
-from simulations.table import COLUMNS
+from simulations.table import REACH, cases_of, columns_of
 
 REPORT_FILE = "report.html"
 TEMPLATE_FILE = "report.html.j2"
 MEGABYTE = 1e6
+_READS: Mapping[Modality, str] = {
+    Modality.TEXT: "Students read the note alone; the teachers also see photos, and slides where there are "
+    "any.",
+    Modality.IMAGE: "Students see one tile alone; a teacher sees all tiles of a patient, and whatever else "
+    "he brings.",
+}
+_NOUNS: Mapping[Modality, tuple[str, str]] = {
+    Modality.TEXT: ("diagnosis", "diagnoses"),
+    Modality.IMAGE: ("tissue", "tissues"),
+}
+_SIDE_BY_SIDE = (Kind.BASE, Kind.LOCAL_MEAN, Kind.FEDERATED, Kind.POOLED, Kind.TEACHER)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,10 +138,10 @@ def render_report(content: Mapping[str, Any], picture: RunPicture) -> str:
         content=content,
         plan=picture.plan,
         plan_json=json.dumps(json.loads(picture.plan.to_json()), indent=2, ensure_ascii=False),
-        plan_rows={track.track: _plan_rows(track) for track in picture.plan.tracks},
+        plan_rows={track.track: _plan_rows(picture.plan, track) for track in picture.plan.tracks},
         patients=picture.patients,
         tracks=tracks,
-        columns=COLUMNS,
+        side_by_side=_side_by_side(content["tracks"]),
         longest_stage=max(content["seconds"].values(), default=0) or 1,
     )
 
@@ -148,10 +161,18 @@ def size(number: float) -> str:
 
 def _track(name: str, track: Mapping[str, Any], picture: TrackPicture) -> dict[str, Any]:
     """Return what the template shows of one track."""
-    own = own_answers(track)
+    own, modality = own_answers(track), TRACKS[name].modality
     return {
         "name": name,
         "title": name.replace("_", " ").capitalize(),
+        "reads": _READS[modality],
+        "student": f"{modality}-only student",
+        "noun": _NOUNS[modality][0],
+        "nouns": _NOUNS[modality][1],
+        "tested": cases_of(track),
+        "unit": track.get("unit", "patient"),
+        "columns": columns_of(name),
+        "reach": REACH[modality],
         "results": track,
         "headline": headline(track),
         "bars": charted(standings(track)),
@@ -164,6 +185,24 @@ def _track(name: str, track: Mapping[str, Any], picture: TrackPicture) -> dict[s
         "rounds": picture.rounds,
         "reliability": _reliability(picture.bins, track),
     }
+
+
+def _side_by_side(tracks: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the main method of each kind with its scores in every track, None where a track has none."""
+    found = [standings(track) for track in tracks.values()]
+    rows = []
+    for kind in _SIDE_BY_SIDE:
+        mains = [first_of(kind, own) for own in found]
+        labels = [one.label for one in mains if one is not None]
+        if labels:
+            rows.append(
+                {
+                    "label": labels[0],
+                    "main": kind is Kind.FEDERATED,
+                    "scores": [None if one is None else one.scores for one in mains],
+                }
+            )
+    return rows
 
 
 def _holdings(picture: TrackPicture) -> dict[str, Any]:
@@ -250,14 +289,15 @@ def _reliability(bins: Mapping[str, ReliabilityBins], track: Mapping[str, Any]) 
     }
 
 
-def _plan_rows(track: TrackPlan) -> dict[str, str]:
+def _plan_rows(plan: RunPlan, track: TrackPlan) -> dict[str, str]:
     """Return a track's plan in words."""
     adapter, pairs, training, optimizer = (
         track.adapter, track.preferences, track.training, track.server_optimizer,
     )  # fmt: skip
     return {
+        "Sites": ", ".join(plan.sites_of(track)),
         "Adapter": f"LoRA, mode {adapter.mode}, rank {adapter.rank}, alpha {adapter.alpha:g}",
-        "Teacher": f"{track.teacher.folds}-fold cross-fitting, privacy {track.teacher.privacy}",
+        "Teacher": f"{plan.teacher.folds}-fold cross-fitting, privacy {plan.teacher.privacy}",
         **_privacy_rows(track),
         "Pairs": f"{pairs.chosen_length} chosen against {pairs.rejected_length} rejected, at most "
         f"{pairs.pairs_per_patient} a patient, labels: {pairs.label_policy}, "

@@ -95,14 +95,18 @@ class TrackResult:
 
     Attributes:
         n_train: Training patients of all sites.
-        n_test: Patients of the union test.
+        n_test: Cases of the union test: patients, or their tiles.
         n_answers: Answers of the plan.
+        unit: What a training or test record stands for: ``patient``, or what the data have instead.
+        n_test_units: Records of the union test; intervals are drawn over these.
         methods: By name; one result, or one for each site.
     """
 
     n_train: int
     n_test: int
     n_answers: int
+    unit: str = "patient"
+    n_test_units: int | None = None
     methods: Mapping[str, MethodResult | MethodBySite]
 
     def __post_init__(self) -> None:
@@ -115,6 +119,8 @@ class TrackResult:
             "n_train": self.n_train,
             "n_test": self.n_test,
             "n_answers": self.n_answers,
+            "unit": self.unit,
+            "n_test_units": self.n_test if self.n_test_units is None else self.n_test_units,
             "methods": {name: _entry(method) for name, method in self.methods.items()},
         }
 

@@ -11,6 +11,7 @@ import sys
 import warnings
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import hydra
@@ -26,26 +27,25 @@ from client.student.predictions import write_predictions
 from common.atomic import write_atomically
 from common.canonical import canonical_json
 from common.errors import FederationError
-from common.plan import RunPlan
-from simulations.federation import (
-    TRACK,
-    Models,
-    load_models,
-    make_plan,
-)
+from common.plan import RunPlan, TrackPlan
+from simulations.federation import AllModels, Models, make_plan
 from simulations.judging import Judgement, Verdict, collect, judge_all
+from simulations.models import gather_models
+from simulations.populations import Population, Populations
+from simulations.privacy import most_charged
 from simulations.report import RunPicture, SiteHolding, TrackPicture, write_report
-from simulations.results import (
-    predictions_path,
-    write_results,
-)
-from simulations.scenarios import Population, phenopacket_population, synthetic_population
-from simulations.settings import SimulationSettings, SyntheticData, simulation_settings
+from simulations.results import predictions_path, write_results
+from simulations.scenarios import populations_of
+from simulations.settings import SimulationSettings, simulation_settings
 from simulations.stages import Stages
-from simulations.students import Students, federated_state, federated_student, train_students
+from simulations.students import (
+    AllStudents,
+    Students,
+    federated_state,
+    federated_student,
+    train_students,
+)
 from simulations.table import print_results
-from simulations.tiny_base import tiny_base
-from simulations.tiny_eyes import steps_of, tiny_eyes
 from simulations.tradeoff import write_tradeoff
 
 CONFIG = "pkg://simulations.conf"
@@ -59,69 +59,72 @@ def run_simulation(settings: SimulationSettings, console: Console) -> dict[str, 
     columns = (TextColumn("{task.description:<24}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
     with Progress(*columns, TimeElapsedColumn(), console=console) as progress:
         stages = Stages(progress=progress)
-        population = gather_population(settings, stages)
-        models = gather_models(settings, population, stages)
-        plan = make_plan(settings.name, settings.plan, population, models, settings.seed)
+        populations = gather_populations(settings, stages)
+        models = gather_models(settings, populations, stages)
+        plan = make_plan(settings.name, settings.tracks, populations, models, settings.seed)
         write_atomically(settings.out / "plan.json", plan.to_json() + "\n")
-        trained = train_students(settings, plan, population, models, stages)
-        judged = judge_all(settings, plan, population, models, trained, stages)
-    content = write_results(settings.out, collect(settings, population, trained, judged, stages))
-    write_outputs(settings, plan, population, models, trained, judged, content)
+        trained = train_students(settings, plan, populations, models, stages)
+        judged = judge_all(settings, plan, populations, models, trained, stages)
+    content = write_results(settings.out, collect(settings, populations, trained, judged, stages))
+    write_outputs(settings, plan, populations, models, trained, judged, content)
     print_results(content, console)
     if settings.sweep:
-        page = write_tradeoff(settings, content, trained, judged)
+        (track,) = populations  # a sweep is of one track
+        page = write_tradeoff(settings, content, trained[track], judged[track])
         console.print(f"What privacy costs: {page}")
     console.print(f"Report: {settings.out / 'report.html'}")
     return content
 
 
-def gather_population(settings: SimulationSettings, stages: Stages) -> Population:
+def gather_populations(settings: SimulationSettings, stages: Stages) -> Populations:
     """The scenario's patients; what could not be read is counted on the console and listed in a file."""
     with stages.stage("patients"):
-        if isinstance(settings.data, SyntheticData):
-            return synthetic_population(settings.data, settings.seed)
-        population = phenopacket_population(
-            settings.data, settings.seed, other_diseases=settings.other_diseases
-        )
-    listed = "".join(f"{problem}\n" for problem in population.problems)
-    write_atomically(settings.out / "not_read.txt", listed)
-    if population.problems:
+        populations = populations_of(settings)
+    problems = [problem for one in populations.values() for problem in one.problems]
+    write_atomically(settings.out / "not_read.txt", "".join(f"{problem}\n" for problem in problems))
+    if problems:
         stages.progress.console.print(
-            f"{len(population.problems)} cases are not in this run; {settings.out / 'not_read.txt'} says why"
+            f"{len(problems)} cases are not in this run; {settings.out / 'not_read.txt'} says why"
         )
-    return population
-
-
-def gather_models(settings: SimulationSettings, population: Population, stages: Stages) -> Models:
-    """Base and eyes: those named, or tiny ones made from public text and faces, cached."""
-    cache = settings.cache.expanduser()
-    base = settings.base_model
-    if base is None:
-        with stages.stage("tiny_base", settings.base.steps) as advance:
-            base = tiny_base(cache, population.text, settings.base, settings.seed, on_progress=advance)
-    with stages.stage("tiny_eyes", steps_of(settings.eyes)) as advance:
-        eyes = tiny_eyes(cache, settings.eyes, settings.seed, on_progress=advance)
-    return load_models(base, eyes, settings.plan, settings.seed)
+    return populations
 
 
 def write_outputs(
     settings: SimulationSettings,
     plan: RunPlan,
-    population: Population,
-    models: Models,
-    trained: Students,
-    judged: Judgement,
+    populations: Populations,
+    models: AllModels,
+    trained: AllStudents,
+    judged: Mapping[str, Judgement],
     content: Mapping[str, Any],
 ) -> None:
-    """Predictions of every method, the federated student's folder, the ledger of the site that gave most, the
-    report."""
+    """Predictions of every method, the federated students' folders, the ledger of the site that gave most,
+    the report."""
+    for track, population in populations.items():
+        _write_predictions(settings.out, track, judged[track])
+        save_student(
+            settings.out / "students" / track,
+            federated_student(trained[track]).adapter,
+            population.answers,
+            _card(plan, plan.track(track), models[track], content["privacy"]),
+        )
+    entries = most_charged(plan, [federated_student(students).entries for students in trained.values()])
+    if entries:
+        lines = (canonical_json(entry) for entry in entries)
+        write_atomically(settings.out / LEDGER_LINES, "".join(f"{line}\n" for line in lines))
+    write_report(settings.out, content, picture_of(plan, populations, trained, judged))
+
+
+def _write_predictions(folder: Path, track: str, judged: Judgement) -> None:
     for name, verdict in [*judged.references.items(), *judged.students.items()]:
         for site, one in [(None, verdict)] if isinstance(verdict, Verdict) else verdict.items():
             predictions = (*one.union.predictions, *one.new.predictions)
-            write_predictions(predictions_path(settings.out, TRACK, name, site), predictions)
-    track = plan.track(TRACK)
-    card = StudentCard(
-        track=TRACK,
+            write_predictions(predictions_path(folder, track, name, site), predictions)
+
+
+def _card(plan: RunPlan, track: TrackPlan, models: Models, privacy: Mapping[str, Any]) -> StudentCard:
+    return StudentCard(
+        track=track.track,
         base_model=str(models.base.resolve()),
         base_model_digest=track.base_model_digest,
         tokenizer_digest=track.tokenizer_digest,
@@ -130,30 +133,34 @@ def write_outputs(
         plan_digest=plan.digest(),
         method="federated_orpo",
         privacy=plan.privacy.mode,
-        statement=content["privacy"]["statement"],
-        not_covered=tuple(content["privacy"].get("not_covered", ())),
+        statement=privacy["statement"],
+        not_covered=tuple(privacy.get("not_covered", ())),
         aggregation=plan.aggregation.mode,
     )
-    save_student(
-        settings.out / "students" / TRACK, federated_student(trained).adapter, population.answers, card
-    )
-    entries = federated_student(trained).entries
-    if entries:
-        lines = (canonical_json(entry) for entry in entries)
-        write_atomically(settings.out / LEDGER_LINES, "".join(f"{line}\n" for line in lines))
-    write_report(settings.out, content, picture_of(plan, population, trained, judged))
 
 
 def picture_of(
     plan: RunPlan,
-    population: Population,
-    trained: Students,
-    judged: Judgement,
+    populations: Populations,
+    trained: AllStudents,
+    judged: Mapping[str, Judgement],
 ) -> RunPicture:
     """What the report shows beyond the results."""
+    described = dict.fromkeys(population.description for population in populations.values())
+    return RunPicture(
+        plan=plan,
+        patients=" ".join(described),
+        tracks={
+            track: _picture_track(population, trained[track], judged[track])
+            for track, population in populations.items()
+        },
+    )
+
+
+def _picture_track(population: Population, trained: Students, judged: Judgement) -> TrackPicture:
     holdings = []
     for site, patients in sorted(population.sites.items()):
-        labels = [record.label[TRACK] for record in patients.train]
+        labels = [record.label[population.track.name] for record in patients.train]
         by_answer = {answer: labels.count(answer) for answer in sorted(set(labels))}
         holdings.append(SiteHolding(site=site, patients=len(labels), patients_by_answer=by_answer))
     bins = {
@@ -161,10 +168,9 @@ def picture_of(
         for name, verdict in judged.students.items()
         if isinstance(verdict, Verdict) and name != "base"
     }
-    track = TrackPicture(
+    return TrackPicture(
         answers=population.answers, holdings=holdings, rounds=federated_state(trained).history, bins=bins
     )
-    return RunPicture(plan=plan, patients=population.description, tracks={TRACK: track})
 
 
 def _run_composed(config: DictConfig) -> None:

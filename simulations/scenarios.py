@@ -1,27 +1,29 @@
-"""Who takes part in a simulation: sites with patients, and the public text that stands beside them."""
+"""Who takes part in a simulation of notes and faces, and the public text that stands beside them."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
 
 from client.patients.importers.phenopacket_store import read_answers, read_cases
 from client.patients.notes import read_facial_ids
-from client.patients.records import PatientRecord, PhotoRef, Problem
+from client.patients.records import PatientRecord, PhotoRef
 from client.patients.splits import split_by_patient
-from client.worker import Notes, SitePatients
+from client.site_patients import SitePatients, Views
 from common.errors import BadFileError
-from common.ids import SiteId, site_id
-from common.tracks import RARE_DISEASE, AnswerList
+from common.ids import site_id
+from common.tracks import RARE_DISEASE
+from simulations.data_settings import PhenopacketData, SyntheticData, TileData
 from simulations.faces import FACIAL_TERMS, render_face, visible_findings
 from simulations.hospital import load_casebook, make_hospitals
 from simulations.partition import hold_out_publications, split_by_publication
-from simulations.public_text import PublicText, from_hpo, from_syndromes, read_lines
-from simulations.settings import PhenopacketData, SyntheticData
+from simulations.populations import Population, Populations
+from simulations.public_text import from_hpo, from_syndromes, read_lines
+from simulations.settings import SimulationSettings
+from simulations.tile_scenarios import shared_patients, synthetic_slides, tile_population
 
 CONSENT = frozenset({"research"})
 """Published cases were published for research; the importer leaves consent to whoever runs it."""
@@ -29,46 +31,38 @@ FEWEST_LEFT = 5
 """Cases that a disease keeps where one of its publications is held out."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Population:
-    """Everybody in a simulation.
+def populations_of(settings: SimulationSettings) -> Populations:
+    """The scenario's patients as each of its tracks sees them. BadFileError where data are missing."""
+    data, seed = settings.data, settings.seed
+    if isinstance(data, TileData):
+        return _by_track([tile_population(data, seed)])
+    if isinstance(data, PhenopacketData):
+        return _by_track([phenopacket_population(data, seed, other_diseases=settings.other_diseases)])
+    notes = synthetic_population(data, seed) if data.sites else None
+    slides = synthetic_slides(data, seed) if data.slides else None
+    if notes is not None and slides is not None:
+        return _by_track(shared_patients(notes, slides, data.both_share))
+    return _by_track([one for one in (notes, slides) if one is not None])
 
-    Attributes:
-        answers: The plan's.
-        sites: Patients by site.
-        new_publications: Test patients from papers that no training patient comes from; of no site.
-        text: Public text for a tiny base model.
-        description: In a sentence, where the patients come from.
-        problems: What of the source could not be read.
-    """
 
-    answers: AnswerList
-    sites: Mapping[SiteId, SitePatients]
-    new_publications: tuple[PatientRecord, ...]
-    text: PublicText
-    description: str
-    problems: tuple[Problem, ...] = ()
-
-    @property
-    def notes(self) -> Notes:
-        """How notes reach models, the same at every site."""
-        return next(iter(self.sites.values())).notes
+def _by_track(populations: Iterable[Population]) -> Populations:
+    return {population.track.name: population for population in populations}
 
 
 def synthetic_population(data: SyntheticData, seed: int) -> Population:
     """Hospitals of drawn patients, whose notes were written without the findings that their photos show."""
     casebook = load_casebook()
-    notes = Notes(facial="hide", facial_ids=frozenset(FACIAL_TERMS))
+    views = Views(facial="hide", facial_ids=frozenset(FACIAL_TERMS))
     hospitals = make_hospitals(
         seed, data.sites, skew=data.skew, seen_share=data.seen_share, test_per_answer=data.test_per_answer
     )
     return Population(
+        track=RARE_DISEASE,
         answers=casebook.answers,
         sites={
-            site: SitePatients(train=hospital.train, test=hospital.test, notes=notes)
+            site: SitePatients(train=hospital.train, test=hospital.test, views=views)
             for site, hospital in hospitals.items()
         },
-        new_publications=(),
         text=from_syndromes(casebook, seed=seed),
         description=(
             f"Synthetic patients of {len(casebook.answers)} syndromes, drawn from published findings and "
@@ -111,17 +105,18 @@ def phenopacket_population(data: PhenopacketData, seed: int, *, other_diseases: 
         records, RARE_DISEASE.name, share=data.new_publications_share, fewest_left=FEWEST_LEFT, seed=seed
     )
     parts = split_by_patient(rest, {"train": 1 - data.test_share, "test": data.test_share}, seed)
-    notes = Notes(facial="hide", facial_ids=facial)
+    views = Views(facial="hide", facial_ids=facial)
     shares = {site_id(name): share for name, share in data.sites.items()}
     by_site = split_by_publication(rest, shares, seed=seed)
     train = {record.patient_id for record in parts["train"]}
     return Population(
+        track=RARE_DISEASE,
         answers=answers,
         sites={
             site: SitePatients(
                 train=tuple(r for r in members if r.patient_id in train),
                 test=tuple(r for r in members if r.patient_id not in train),
-                notes=notes,
+                views=views,
             )
             for site, members in by_site.items()
         },

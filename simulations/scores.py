@@ -8,7 +8,7 @@ seed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import reduce
 from typing import Any
@@ -90,7 +90,7 @@ class Scores:
     """Rates over patients.
 
     Attributes:
-        n: Patients.
+        n: Cases: patients, or their tiles.
         rates: Each of ``RATES``; None where nothing was counted.
         interval: 95 % interval of each rate that is there.
         ece_noise_floor: ECE that a perfectly calibrated method would show with so few patients.
@@ -146,23 +146,32 @@ def judge(
     return Outcomes.of(counts, np.array(confidence))
 
 
-def score(outcomes: Outcomes, rng: np.random.Generator, *, draws: int = DRAWS) -> Scores:
+def score(
+    outcomes: Outcomes,
+    rng: np.random.Generator,
+    *,
+    units: Sequence[Hashable] | None = None,
+    draws: int = DRAWS,
+) -> Scores:
     """Rates and their 95 % bootstrap intervals over patients.
+
+    ``units`` says whose each outcome is, where a patient has several: tiles of one slide are alike, so that
+    a patient is drawn with all of them. Without it each outcome is a patient's only one.
 
     For the mean over sites add the sites' outcomes first (`mean_over_sites`): a patient is then drawn with
     the answers of all sites at once, as the sites are judged on the same patients.
     """
-    patients = len(outcomes)
-    if not patients:
+    if not len(outcomes):
         return Scores(n=0, rates=dict.fromkeys(RATES), interval={})
     table = _table(outcomes)
     rates = {
         name: None if np.isnan(rate) else float(rate)
         for name, (rate,) in _rates(table.sum(axis=0)[None]).items()
     }
-    drawn = _rates(_draw(patients, rng, draws) @ table)
+    whole = table if units is None else _summed(table, units)
+    drawn = _rates(_draw(len(whole), rng, draws) @ whole)
     return Scores(
-        n=patients,
+        n=len(outcomes),
         rates=rates,
         interval={name: _interval(drawn[name]) for name in RATES if rates[name] is not None},
         ece_noise_floor=outcomes.pooled_bins().noise_floor(rng),
@@ -185,6 +194,14 @@ def _table(outcomes: Outcomes) -> NDArray[np.float64]:
     ]
     # Floats hold these sums exactly, and multiply by far faster than integers.
     return np.array(rows, dtype=np.float64)
+
+
+def _summed(table: NDArray[np.float64], units: Sequence[Hashable]) -> NDArray[np.float64]:
+    """Return the rows of each unit added up, (units, columns), in order of first appearance."""
+    row_of = {unit: row for row, unit in enumerate(dict.fromkeys(units))}
+    sums = np.zeros((len(row_of), table.shape[1]))
+    np.add.at(sums, [row_of[unit] for unit in units], table)
+    return sums
 
 
 def _draw(patients: int, rng: np.random.Generator, draws: int) -> NDArray[np.float64]:

@@ -16,57 +16,19 @@ from common.plan import AggregationPlan
 from common.privacy.mechanism import Noise
 from common.privacy_plan import PrivacyMode, Stop
 from common.settings import load_settings
+from common.tracks import TRACKS
+from simulations.data_settings import DATA_KINDS, Data, rest_of
 from simulations.tiny_base import BaseRecipe
 from simulations.tiny_eyes import EyesRecipe
+from simulations.tiny_sight import SightRecipe
+from simulations.tiny_slide_eye import SlideEyeRecipe
 
 METHODS = ("base", "teacher", "linear_model", "linear_model_with_exclusions", "local_orpo", "pooled_orpo",
            "federated_orpo", "local_sft", "pooled_sft", "federated_sft")  # fmt: skip
 
 
-@dataclass(frozen=True, kw_only=True)
-class SyntheticData:
-    """Patients drawn from the casebook of syndromes.
-
-    Attributes:
-        name: ``synthetic``.
-        sites: Training patients by site.
-        skew, seen_share, test_per_answer: As in ``make_hospitals``.
-    """
-
-    name: Literal["synthetic"]
-    sites: Mapping[str, int]
-    skew: float
-    seen_share: float
-    test_per_answer: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class PhenopacketData:
-    """Real published cases, split over sites by publication.
-
-    Attributes:
-        name: ``phenopackets``.
-        root: Folder that holds ``phenopackets``, ``hpo`` and ``faces``.
-        min_cases: Diseases with fewer cases are left out.
-        sites: Share of the cases by site.
-        test_share: Share of each disease's cases that are tested on.
-        new_publications_share: Share of all cases held out as whole publications.
-        most_cases: Take no more than this many cases, for a quick look; null takes all.
-    """
-
-    name: Literal["phenopackets"]
-    root: Path
-    min_cases: int
-    sites: Mapping[str, float]
-    test_share: float
-    new_publications_share: float
-    most_cases: int | None = None
-
-
-DATA_KINDS: Mapping[str, type[SyntheticData | PhenopacketData]] = {
-    "synthetic": SyntheticData,
-    "phenopackets": PhenopacketData,
-}
+OWN_PARTS = frozenset({"adapter", "preferences", "training", "server_optimizer", "privacy"})
+"""What may be said of one track alone, under ``tracks``; of ``privacy`` its ``clip_norm``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,10 +177,15 @@ class SimulationSettings:
         methods: What is compared; ``federated_orpo`` always runs.
         base_model: Folder of any Hugging Face causal model to use as base; null makes a tiny one.
         base: Recipe of the tiny base.
+        image_base_model: Folder of any Hugging Face image-text-to-text model; null makes a tiny one.
+        sight: Recipe of the tiny image-text-to-text base.
+        slide_encoder: Name or folder of the teachers' slide encoder; null makes a tiny one.
+        slide_eye: Recipe of the tiny slide encoder.
         other_diseases: Diseases outside of the plan that the tiny base learns about.
         eyes: Recipe of the tiny photo encoder.
         data: Where the patients come from.
-        plan: What the sites agree on.
+        plan: What the sites agree on, where a track says nothing else.
+        tracks: The same by track: ``plan`` with what the configuration says of that track.
         recipe: Of the teachers' training.
         alone: Of the students without a federation.
         evaluation: How students are judged.
@@ -235,10 +202,15 @@ class SimulationSettings:
     methods: tuple[str, ...]
     base_model: Path | None
     base: BaseRecipe
+    image_base_model: Path | None = None
+    sight: SightRecipe = field(default_factory=SightRecipe)
+    slide_encoder: str | None = None
+    slide_eye: SlideEyeRecipe = field(default_factory=SlideEyeRecipe)
     other_diseases: int
     eyes: EyesRecipe
-    data: SyntheticData | PhenopacketData
+    data: Data
     plan: PlanSettings
+    tracks: Mapping[str, PlanSettings]
     recipe: TeacherRecipe = field(default_factory=TeacherRecipe)
     alone: AloneSettings
     evaluation: EvaluationSettings
@@ -268,10 +240,28 @@ def simulation_settings(composed: Mapping[str, Any]) -> SimulationSettings:
     if kind not in DATA_KINDS:
         raise SettingsError("data.name", kind, f"one of {', '.join(DATA_KINDS)}")
     read = load_settings(DATA_KINDS[str(kind)], dict(data or {}), where="data")
-    rest = {key: value for key, value in composed.items() if key != "data"}
-    return load_settings(SimulationSettings, rest | {"data": rest_of(read)}, where="settings")
+    rest = {key: value for key, value in composed.items() if key not in ("data", "tracks")}
+    parts = {"data": rest_of(read), "tracks": _tracks(composed.get("plan"), composed.get("tracks"))}
+    return load_settings(SimulationSettings, rest | parts, where="settings")
 
 
-def rest_of(data: SyntheticData | PhenopacketData) -> dict[str, Any]:
-    """The data's settings as plain values."""
-    return {key: str(value) if isinstance(value, Path) else value for key, value in vars(data).items()}
+def _tracks(plan: Any, by_track: Any) -> dict[str, Any]:
+    """The plan's settings of every track: the common ones, changed by what is said of the track alone."""
+    changes = dict(by_track or {})
+    for name, change in changes.items():
+        require(name in TRACKS, "tracks", repr(name), f"tracks among {', '.join(TRACKS)}")
+        shared = sorted(set(change) - OWN_PARTS)
+        shared += [f"privacy.{key}" for key in change.get("privacy", {}) if key != "clip_norm"]
+        own = f"one of {', '.join(sorted(OWN_PARTS))}: the rest is the plan's for all tracks"
+        require(not shared, f"tracks.{name}", ", ".join(shared), own)
+    return {name: _merged(plan, changes.get(name, {})) for name in TRACKS}
+
+
+def _merged(settings: Any, change: Mapping[str, Any]) -> Any:
+    if not isinstance(settings, Mapping):
+        return settings
+    changed = {
+        key: _merged(settings.get(key, {}), value) if isinstance(value, Mapping) else value
+        for key, value in change.items()
+    }
+    return {**settings, **changed}

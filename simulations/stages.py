@@ -29,3 +29,8 @@ class Stages:
             self.progress.update(
                 bar, total=1 if total is None else total, completed=1 if total is None else total
             )
+
+
+def quiet_stages() -> Stages:
+    """Stages that nobody watches."""
+    return Stages(progress=Progress(disable=True))

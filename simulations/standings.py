@@ -123,7 +123,9 @@ def headline(track: Mapping[str, Any]) -> str:
     pooled = _top1_in_hundred(first_of(Kind.POOLED, found))
     if federated is None:
         return ""
-    sentence = f"The federated student names the right answer first for {federated} of 100 test patients"
+    units = track.get("n_test_units", track["n_test"])
+    cases = f"{track.get('unit', 'patient')}s" if units == track["n_test"] else "tiles"
+    sentence = f"The federated student names the right answer first for {federated} of 100 test {cases}"
     if alone is not None:
         sentence += f"; a site that trains alone reaches {alone} on average"
     if pooled is not None:

@@ -8,11 +8,14 @@ noise, and in nothing else that anybody chose.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
+from common.errors import SettingsError
 from common.plan import RunPlan
-from simulations.federation import Models, make_plan
-from simulations.scenarios import Population
+from simulations.federation import AllModels, make_plan
+from simulations.populations import Populations
 from simulations.settings import PlanSettings, SimulationSettings, SweepPoint
 
 MAIN = "federated_orpo"
@@ -20,19 +23,29 @@ NO_NOISE = f"{MAIN}_no_noise"
 SWEEP_FOLDER = "sweep"
 
 
-def sweep_plans(settings: SimulationSettings, population: Population, models: Models) -> dict[str, RunPlan]:
+def sweep_plans(
+    settings: SimulationSettings, populations: Populations, models: AllModels
+) -> dict[str, RunPlan]:
     """The plan of every student of the sweep that the run does not train anyway, by method.
 
     Raises:
         SettingsError: A point's teacher alone spends all of its epsilon.
     """
-    chosen: dict[str, PlanSettings] = {}
+    if settings.sweep and len(populations) > 1:
+        raise SettingsError("sweep", ", ".join(populations), "data of one track")
+    chosen: dict[str, Callable[[PlanSettings], PlanSettings]] = {}
     if settings.sweep:
-        points = {method_of(settings, point): at_point(settings.plan, point) for point in settings.sweep}
-        chosen = points | {NO_NOISE: without_noise(settings.plan)}
+        points = {method_of(settings, point): partial(at_point, point=point) for point in settings.sweep}
+        chosen = points | {NO_NOISE: without_noise}
     return {
-        method: make_plan(f"{settings.name} {method}", its, population, models, settings.seed)
-        for method, its in chosen.items()
+        method: make_plan(
+            f"{settings.name} {method}",
+            {track: change(its) for track, its in settings.tracks.items()},
+            populations,
+            models,
+            settings.seed,
+        )
+        for method, change in chosen.items()
         if method != MAIN
     }
 
@@ -75,7 +88,7 @@ def noise_std(plan: RunPlan) -> float:
 
     Of a sweep's plan, whose sites take one step a round; 0 without noise.
     """
-    (track,), sites = plan.tracks, len(plan.sites)
+    track, sites = plan.tracks[0], len(plan.sites)
     if track.privacy is None:
         return 0.0
     mechanism = plan.mechanism(track)

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from common.tracks import TRACKS, Modality
 from simulations.standings import (
     NEW_PUBLICATIONS,
     Kind,
@@ -22,15 +23,21 @@ from simulations.standings import (
     standings,
 )
 
-COLUMNS: Mapping[str, str] = {
-    "top1": "top-1",
-    "top10": "top-10",
-    "invalid_rate": "invalid",
-    "ece": "ECE",
-    "coverage": "coverage",
-    "avoidance": "avoidance",
-}
-"""The rates that are shown, and their headings."""
+REACH: Mapping[Modality, str] = {Modality.TEXT: "top10", Modality.IMAGE: "top5"}
+"""How long a list is judged beside its first answer: diseases are many, tissues few."""
+
+
+def columns_of(name: str) -> dict[str, str]:
+    """Return the rates that are shown of a track, with their headings."""
+    reach = REACH[TRACKS[name].modality]
+    return {
+        "top1": "top-1",
+        reach: reach.replace("top", "top-"),
+        "invalid_rate": "invalid",
+        "ece": "ECE",
+        "coverage": "coverage",
+        "avoidance": "avoidance",
+    }
 
 
 def print_results(content: Mapping[str, Any], console: Console) -> None:
@@ -39,7 +46,7 @@ def print_results(content: Mapping[str, Any], console: Console) -> None:
         console.print(union_table(name, track))
         disjoint = standings(track, NEW_PUBLICATIONS)
         if disjoint:
-            console.print(scores_table(f"{name}: patients from new publications", disjoint))
+            console.print(scores_table(f"{name}: patients from new publications", disjoint, columns_of(name)))
         if own_answers(track):
             console.print(own_answers_table(name, track))
         console.print(Text(headline(track), style="bold"))
@@ -50,20 +57,27 @@ def print_results(content: Mapping[str, Any], console: Console) -> None:
 
 def union_table(name: str, track: Mapping[str, Any]) -> Table:
     """Return the comparison on the union test."""
-    title = f"{name}: {track['n_test']} test patients, {track['n_answers']} answers"
-    return scores_table(title, standings(track))
+    title = f"{name}: {cases_of(track)}, {track['n_answers']} answers"
+    return scores_table(title, standings(track), columns_of(name))
 
 
-def scores_table(title: str, found: tuple[Standing, ...]) -> Table:
+def cases_of(track: Mapping[str, Any]) -> str:
+    """Return what a track is tested on: ``960 test patients``, ``412 tiles of 190 test patients``."""
+    unit, units = track.get("unit", "patient"), track.get("n_test_units", track["n_test"])
+    of_units = f"{units:,} test {unit}s"
+    return of_units if units == track["n_test"] else f"{track['n_test']:,} tiles of {of_units}"
+
+
+def scores_table(title: str, found: tuple[Standing, ...], columns: Mapping[str, str]) -> Table:
     """Return one line a method; top-1 with its 95 % interval."""
     table = Table(title=title, title_justify="left")
     table.add_column("method", no_wrap=True)
     table.add_column("top-1", justify="right")
     table.add_column("95 %", justify="right")
-    for heading in list(COLUMNS.values())[1:]:
+    for heading in list(columns.values())[1:]:
         table.add_column(heading, justify="right")
     for standing in charted(found):
-        rates = [percent(standing.scores[rate]) for rate in COLUMNS]
+        rates = [percent(standing.scores[rate]) for rate in columns]
         interval = percent_interval(standing.scores["interval"].get("top1"))
         table.add_row(standing.label, rates[0], interval, *rates[1:], style=_style(standing))
     return table

@@ -79,20 +79,32 @@ def tiny_eyes(
     if (folder / "config.json").exists():
         return folder
     model = pretrain(recipe, seed, on_progress=on_progress)
-    cache.mkdir(parents=True, exist_ok=True)
+    save_encoder(folder, model, recipe.arguments, recipe.size)
+    return folder
+
+
+def save_encoder(folder: Path, model: nn.Module, arguments: Mapping[str, Any], size: int) -> None:
+    """Write ``folder`` in the format that timm loads, unless another run has just made it.
+
+    Args:
+        folder: Where it goes; what lies around it is made too.
+        model: A network of timm.
+        arguments: Of its construction.
+        size: Height and width of an image, pixels.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
     # Made beside its place and moved there whole: a run that is cut off leaves no half encoder behind.
-    with tempfile.TemporaryDirectory(dir=cache) as scratch:
+    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
         made = Path(scratch) / "made"
         save_for_hf(
             model,
             str(made),
-            model_args=dict(recipe.arguments),
+            model_args=dict(arguments),
             safe_serialization=True,
-            data_config={"input_size": (3, recipe.size, recipe.size), "mean": MEAN, "std": STD},
+            data_config={"input_size": (3, size, size), "mean": MEAN, "std": STD},
         )
         if not folder.exists():
             shutil.move(made, folder)
-    return folder
 
 
 def steps_of(recipe: EyesRecipe) -> int:

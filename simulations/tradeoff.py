@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 
 from common.atomic import write_atomically
-from simulations.federation import TRACK
 from simulations.judging import Judgement, Verdict
 from simulations.pages import render_template
 from simulations.plots import BarredCurve, Level, draw_barred
@@ -55,13 +54,13 @@ def sweep_block(
         trained: Its students.
         judged: Their answers, which the differences are taken from.
     """
-    track = content["tracks"][TRACK]
+    ((name, track),) = content["tracks"].items()
     points = sorted(settings.sweep, key=lambda point: (point.mode, point.epsilon))
     return {
         "schema": SWEEP_SCHEMA,
         "scenario": settings.name,
         "seed": settings.seed,
-        "track": TRACK,
+        "track": name,
         "sites": len(_student(trained, NO_NOISE)[1].sites),
         "n_train": track["n_train"],
         "n_test": track["n_test"],

@@ -67,7 +67,6 @@ def tiny_plan(
                 targets=("q_proj", "v_proj"),
                 factors_digest=adapter.digest(),
             ),
-            teacher=TeacherPlan(modality_dropout=0.1),
             preferences=PreferencePlan(pairs_per_patient=1),
             training=TrainingPlan(
                 rounds=rounds, local_steps=1, patients_per_step=1, learning_rate=1e-3, max_prompt_tokens=64
@@ -84,12 +83,14 @@ def tiny_plan(
         seed=0,
         sites=sites,
         tracks=track_plans,
+        teacher=TeacherPlan(modality_dropout=0.1),
         aggregation=AggregationPlan(
             **{"minimum_survivors": 3, "site_patients_cap": CAP, "timeout_s": 5.0, **aggregation}
         ),
     )
 
 
+PUBLIC_TEACHER = TeacherPlan(privacy="public", modality_dropout=0.1)
 PRIVACY = PrivacyPlan(mode="distributed", epsilon=3.0, delta=1e-5)
 TRACK_PRIVACY = TrackPrivacy(
     clip_norm=0.5, noise_multiplier=2.0, sampling_rate=0.1, population=40, dimension=20
@@ -103,14 +104,14 @@ def private_plan(
     made = tiny_plan(adapter, lost_before_upload="abort")
     (first,) = made.tracks
     parts: dict[str, Any] = {
-        "teacher": TeacherPlan(privacy="public", modality_dropout=0.1),
         "preferences": replace(first.preferences, reject_from="all"),
         "training": replace(first.training, learning_rate=1.0, local_optimizer="sgd", weighting="uniform"),
         "server_optimizer": ServerOptimizerPlan(),
         "privacy": TRACK_PRIVACY,
         **(track or {}),
     }
-    return replace(made, **{"tracks": (replace(first, **parts),), "privacy": PRIVACY, **plan})
+    whole = {"tracks": (replace(first, **parts),), "teacher": PUBLIC_TEACHER, "privacy": PRIVACY, **plan}
+    return replace(made, **whole)
 
 
 def tiny_state(adapter: Adapter | None = None, **plan: Any) -> TrackState:

@@ -1,16 +1,19 @@
 """Photos and slide tiles: decoded on demand, under limits, to pixels and nothing else.
 
-A reference holds a path or pixels. A file is decoded when its pixels are asked for, so that thousands of
-patients cost no memory. What reaches a model is an array: EXIF, color profiles, comments and previews stay
-behind in the file, after the orientation that a camera noted has been applied.
+A reference holds a path or pixels; the tiles of whole slides are in `client.patients.slides`. A file is
+decoded when its pixels are asked for, so that thousands of patients cost no memory. What reaches a model is
+an array: EXIF, color profiles, comments and previews stay behind in the file, after the orientation that a
+camera noted has been applied.
 """
 
 import io
 import logging
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import BinaryIO, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,14 +48,14 @@ class ImageRef:
         if (self.path is None) == (self.array is None):
             raise ValueError("Expected a path or an array, got both or neither")
         if self.array is not None:
-            object.__setattr__(self, "array", _read_only(_checked(self.array)))
+            object.__setattr__(self, "array", read_only(require_pixels(self.array)))
 
     def pixels(self) -> NDArray[np.uint8]:
         """The image, uint8, (height, width, 3), RGB, read-only; BadFileError if its file cannot be read."""
         if self.array is not None:
             return self.array
         assert self.path is not None  # one of the two is set
-        return _read_only(decode_image(self.path))
+        return read_only(decode_image(self.path))
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, ImageRef):
@@ -71,8 +74,17 @@ class ImageRef:
 
 PhotoRef: TypeAlias = ImageRef
 """A frontal photograph of a patient's face."""
-SlideRef: TypeAlias = ImageRef
-"""One tile of a patient's slide."""
+
+
+class SlideRef(Protocol):
+    """One tile of a patient's slide: an image of its own, or a part of a file that holds more than it.
+
+    A reference is frozen, compares and hashes by value, and prints no path.
+    """
+
+    def pixels(self) -> NDArray[np.uint8]:
+        """The tile, uint8, (height, width, 3), RGB, read-only; BadFileError if its file cannot be read."""
+        ...
 
 
 def decode_image(path: Path) -> NDArray[np.uint8]:
@@ -83,48 +95,96 @@ def decode_image(path: Path) -> NDArray[np.uint8]:
     Raises:
         BadFileError: What is wrong with the file.
     """
+    with _open_image(path) as file:
+        return _decode(file, path)
+
+
+def read_image(path: Path) -> bytes:
+    """The bytes of an image file, for `decode_bytes`; BadFileError as of `decode_image`."""
+    with _open_image(path) as file:
+        return file.read(MAX_FILE_BYTES)
+
+
+def decode_bytes(data: bytes, path: Path) -> NDArray[np.uint8]:
+    """The image that ``data`` encodes, as `decode_image` gives it; errors name ``path``, where it came from.
+
+    Guarantee: none beyond MAX_FILE_BYTES or MAX_PIXELS is decoded.
+    """
+    require_size(len(data), path)
+    return _decode(io.BytesIO(data), path)
+
+
+def encode_png(pixels: NDArray[np.uint8]) -> bytes:
+    """The pixels, uint8, (height, width, 3), as a PNG file that holds nothing else."""
+    buffer = io.BytesIO()
+    Image.fromarray(require_pixels(pixels)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def require_regular(path: Path) -> int:
+    """The size of a regular file, bytes; BadFileError if it is another thing."""
+    status = path.stat()
+    # Opening a named pipe would wait for a writer forever.
+    if not stat.S_ISREG(status.st_mode):
+        raise BadFileError(path, "not a file")
+    return status.st_size
+
+
+def require_size(size: int, path: Path) -> None:
+    """Refuse an encoded image of more than MAX_FILE_BYTES, with a BadFileError."""
+    if size > MAX_FILE_BYTES:
+        raise BadFileError(path, f"{size} bytes, too large: at most {MAX_FILE_BYTES} are read")
+
+
+def as_rgb(image: Image.Image) -> Image.Image:
+    """The image in RGB, transparent parts white."""
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    # Any color may stand under a transparent pixel; white is what a viewer shows.
+    colored = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", colored.size, "white"), colored).convert("RGB")
+
+
+def require_pixels(array: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The array, if it is uint8 of (height, width, 3) and not empty; ValueError if not."""
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or array.size == 0:
+        raise ValueError(f"Expected uint8 of (height, width, 3), got {array.dtype} of {array.shape}")
+    return array
+
+
+def read_only(array: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The same pixels, through a view that cannot be written to."""
+    view = array.view()
+    view.flags.writeable = False
+    return view
+
+
+@contextmanager
+def _open_image(path: Path) -> Iterator[BinaryIO]:
     try:
-        _require_file(path)
-        return _decode(path)
+        require_size(require_regular(path), path)
+        with path.open("rb") as file:
+            yield file
     except FileNotFoundError as error:
         raise BadFileError(path, "missing") from error
     except OSError as error:
         raise BadFileError(path, "not readable") from error
 
 
-def encode_png(pixels: NDArray[np.uint8]) -> bytes:
-    """The pixels, uint8, (height, width, 3), as a PNG file that holds nothing else."""
-    buffer = io.BytesIO()
-    Image.fromarray(_checked(pixels)).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def _require_file(path: Path) -> None:
-    status = path.stat()
-    # Opening a named pipe would wait for a writer forever.
-    if not stat.S_ISREG(status.st_mode):
-        raise BadFileError(path, "not a file")
-    if status.st_size > MAX_FILE_BYTES:
-        raise BadFileError(path, f"{status.st_size} bytes, too large: at most {MAX_FILE_BYTES} are read")
-
-
-def _decode(path: Path) -> NDArray[np.uint8]:
-    with path.open("rb") as file:
-        try:
-            with Image.open(file, formats=FORMATS) as image:
-                _require_photo(image, path)
-                return np.array(_as_rgb(ImageOps.exif_transpose(image)), dtype=np.uint8)
-        except BadFileError:
-            raise
-        except UnidentifiedImageError as error:
-            raise BadFileError(path, f"no image of the formats {', '.join(FORMATS)}") from error
-        except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-            raise BadFileError(
-                path, f"a decompression bomb: at most {MAX_PIXELS} pixels are decoded"
-            ) from error
-        except Exception as error:
-            # Damaged bytes end in almost any class: struct.error, SyntaxError, KeyError, OverflowError, ...
-            raise BadFileError(path, "damaged image data") from error
+def _decode(file: BinaryIO, path: Path) -> NDArray[np.uint8]:
+    try:
+        with Image.open(file, formats=FORMATS) as image:
+            _require_photo(image, path)
+            return np.array(as_rgb(ImageOps.exif_transpose(image)), dtype=np.uint8)
+    except BadFileError:
+        raise
+    except UnidentifiedImageError as error:
+        raise BadFileError(path, f"no image of the formats {', '.join(FORMATS)}") from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise BadFileError(path, f"a decompression bomb: at most {MAX_PIXELS} pixels are decoded") from error
+    except Exception as error:
+        # Damaged bytes end in almost any class: struct.error, SyntaxError, KeyError, OverflowError, ...
+        raise BadFileError(path, "damaged image data") from error
 
 
 def _require_photo(image: Image.Image, path: Path) -> None:
@@ -137,23 +197,3 @@ def _require_photo(image: Image.Image, path: Path) -> None:
     frames = 1 if image.format in ("JPEG", "MPO") else getattr(image, "n_frames", 1)
     if frames > 1:
         raise BadFileError(path, f"{frames} frames, expected one")
-
-
-def _as_rgb(image: Image.Image) -> Image.Image:
-    if not image.has_transparency_data:
-        return image.convert("RGB")
-    # Any color may stand under a transparent pixel; white is what a viewer shows.
-    colored = image.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", colored.size, "white"), colored).convert("RGB")
-
-
-def _checked(array: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or array.size == 0:
-        raise ValueError(f"Expected uint8 of (height, width, 3), got {array.dtype} of {array.shape}")
-    return array
-
-
-def _read_only(array: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    view = array.view()
-    view.flags.writeable = False
-    return view

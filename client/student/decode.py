@@ -2,22 +2,24 @@
 
 Constrained: the plan's answers form a token trie, and a beam walks down it, so an answer outside the plan
 cannot come out. All beams of a case live in *one* row of the batch: each step appends its tokens as new
-columns, and a mask lets a column see the prompt and its own ancestors. The prompt's keys and values are
-computed once and never copied. ``score_one_by_one`` is the plain reference.
+columns, and a mask lets a column see the prompt and its own ancestors. The prompt's keys and values, those of
+its image among them, are computed once and never copied. ``score_one_by_one`` is the plain reference.
 
 Free: greedy decoding without any constraint, from which the invalid-answer rate is reported.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
+from client.patients.photos import SlideRef
 from client.student.orpo import plain_log_probs
+from client.student.vision import Vision, images_for
 
 
 @dataclass
@@ -77,37 +79,80 @@ class _Beam:
     token: int
 
 
-@torch.no_grad()
-def rank_by_beam(
-    model: nn.Module, prompts: Sequence[Sequence[int]], trie: TrieNode, *, beams: int, pad_id: int
-) -> list[list[tuple[int, float]]]:
-    """Each case's best answers as (answer index, summed log-probability), best first, at most ``beams``.
+@dataclass(frozen=True)
+class _Prompts:
+    """Prompts of a batch, padded on the left, and what the model gets with them.
 
-    Guarantee: with as many beams as there are answers the ranking equals scoring every answer alone.
-
-    Args:
-        model: A causal language model.
-        prompts: Token ids, any lengths; what begins every answer (the header) may be part of them.
-        trie: Of answers, each ending with a terminator.
-        beams: How many partial answers a case keeps, and how many answers come back.
-        pad_id: What fills short prompts on the left.
+    ``ids`` and ``real`` are (rows, columns), the latter False where padded; ``positions`` (rows, columns) or
+    (3, rows, columns); ``after`` (rows,) the position of the first token after the prompt.
     """
-    device = next(model.parameters()).device
+
+    ids: Tensor
+    real: Tensor
+    positions: Tensor
+    after: Tensor
+    images: Mapping[str, Tensor]
+
+
+def _pad_left(
+    prompts: Sequence[Sequence[int]],
+    pad_id: int,
+    device: torch.device,
+    vision: Vision | None,
+    images: Sequence[SlideRef],
+) -> _Prompts:
+    images = images_for(vision, images, len(prompts))
     columns = max(map(len, prompts))
     lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
     ids = torch.full((len(prompts), columns), pad_id, device=device)
     for row, prompt in enumerate(prompts):
         ids[row, columns - len(prompt) :] = torch.tensor(prompt)
     real = torch.arange(columns, device=device)[None] >= columns - lengths[:, None]
-    cache = DynamicCache()
     positions = (torch.arange(columns, device=device)[None] - (columns - lengths)[:, None]).clamp(min=0)
+    if vision is None:
+        return _Prompts(ids, real, positions, lengths, {})
+    placed = vision.positions(prompts, images, positions)
+    # An image may take fewer positions than tokens: what follows goes on from the largest position.
+    after = placed.reshape(-1, *positions.shape).amax((0, 2)) + 1
+    return _Prompts(ids, real, placed, after, vision.inputs(images, ids))
+
+
+@torch.no_grad()
+def rank_by_beam(
+    model: nn.Module,
+    prompts: Sequence[Sequence[int]],
+    trie: TrieNode,
+    *,
+    beams: int,
+    pad_id: int,
+    vision: Vision | None = None,
+    images: Sequence[SlideRef] = (),
+) -> list[list[tuple[int, float]]]:
+    """Each case's best answers as (answer index, summed log-probability), best first, at most ``beams``.
+
+    Guarantee: with as many beams as there are answers the ranking equals scoring every answer alone.
+
+    Args:
+        model: A causal language model, or one that reads images.
+        prompts: Token ids, any lengths; what begins every answer (the header) may be part of them.
+        trie: Of answers, each ending with a terminator.
+        beams: How many partial answers a case keeps, and how many answers come back.
+        pad_id: What fills short prompts on the left.
+        vision: Of an image student.
+        images: Of an image student, one for each prompt, all of the same shapes.
+    """
+    device = next(model.parameters()).device
+    batch = _pad_left(prompts, pad_id, device, vision, images)
+    columns = batch.ids.shape[1]
+    cache = DynamicCache()
     logits = model(
-        input_ids=ids,
-        attention_mask=real.long(),
-        position_ids=positions,
+        input_ids=batch.ids,
+        attention_mask=batch.real.long(),
+        position_ids=batch.positions,
         past_key_values=cache,
         use_cache=True,
         logits_to_keep=1,
+        **batch.images,
     ).logits
     finished: list[list[tuple[int, float]]] = [[] for _ in prompts]
     roots = [[_Beam(trie, 0.0, (), -1)] for _ in prompts]
@@ -116,13 +161,14 @@ def rank_by_beam(
     while any(alive):
         width = max(map(len, alive))
         first = columns + cache_columns(cache, columns)
-        step, mask = _step_inputs(alive, real, first, width, pad_id, next(model.parameters()).dtype)
+        step, mask = _step_inputs(alive, batch.real, first, width, pad_id, next(model.parameters()).dtype)
         logits = model(
             input_ids=step,
             attention_mask=mask,
-            position_ids=(lengths[:, None] + depth).expand(-1, width),
+            position_ids=(batch.after[:, None] + depth).expand(-1, width),
             past_key_values=cache,
             use_cache=True,
+            **({} if vision is None else vision.further(batch.images, width)),
         ).logits
         alive = [
             [_Beam(b.node, b.score, (*b.columns, first + i), b.token) for i, b in enumerate(row)]
@@ -188,29 +234,41 @@ def _step_inputs(
 
 @torch.no_grad()
 def score_one_by_one(
-    model: nn.Module, prompt: Sequence[int], answers: Sequence[Sequence[int]]
+    model: nn.Module,
+    prompt: Sequence[int],
+    answers: Sequence[Sequence[int]],
+    *,
+    vision: Vision | None = None,
+    image: SlideRef | None = None,
 ) -> list[float]:
     """Summed log-probability of each answer after the prompt, one forward pass each: the reference."""
-    return [float(plain_log_probs(model, prompt, answer).sum()) for answer in answers]
+    return [
+        float(plain_log_probs(model, prompt, answer, vision=vision, image=image).sum()) for answer in answers
+    ]
 
 
 @torch.no_grad()
 def decode_freely(
-    model: nn.Module, prompts: Sequence[Sequence[int]], *, pad_id: int, end_id: int, longest: int
+    model: nn.Module,
+    prompts: Sequence[Sequence[int]],
+    *,
+    pad_id: int,
+    end_id: int,
+    longest: int,
+    vision: Vision | None = None,
+    images: Sequence[SlideRef] = (),
 ) -> list[list[int]]:
-    """Greedy answers without any constraint, as token ids without the end token, at most ``longest``."""
-    device = next(model.parameters()).device
-    columns = max(map(len, prompts))
-    ids = torch.full((len(prompts), columns), pad_id, device=device)
-    real = torch.zeros_like(ids)
-    for row, prompt in enumerate(prompts):
-        ids[row, columns - len(prompt) :] = torch.tensor(prompt)
-        real[row, columns - len(prompt) :] = 1
+    """Greedy answers without any constraint, as token ids without the end token, at most ``longest``.
+
+    ``vision`` and ``images`` are as for ``rank_by_beam``.
+    """
+    batch = _pad_left(prompts, pad_id, next(model.parameters()).device, vision, images)
+    real = batch.real.long()
     cache = DynamicCache()
     answers: list[list[int]] = [[] for _ in prompts]
     open_rows = set(range(len(prompts)))
-    step, positions = ids, (real.cumsum(-1) - 1).clamp(min=0)
-    for _ in range(longest):
+    step, positions, also = batch.ids, batch.positions, batch.images
+    for depth in range(longest):
         logits = model(
             input_ids=step,
             attention_mask=real,
@@ -218,6 +276,7 @@ def decode_freely(
             past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
+            **also,
         ).logits[:, -1]
         step = logits.argmax(-1, keepdim=True)
         for row in sorted(open_rows):
@@ -229,5 +288,6 @@ def decode_freely(
         if not open_rows:
             break
         real = torch.cat([real, torch.ones_like(step)], dim=1)
-        positions = positions[:, -1:] + 1
+        positions = batch.after[:, None] + depth
+        also = {} if vision is None else vision.further(batch.images, 1)
     return answers

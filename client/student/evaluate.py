@@ -6,14 +6,16 @@ an answer is the softmax of these over the answers the beam kept. Only ``MetricC
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from client.patients.photos import SlideRef
 from client.preferences.answers import parse_answers
 from client.student.decode import TrieNode, decode_freely, rank_by_beam, shared_prefix
 from client.student.model import Student
+from client.student.prompts import StudentPrompt
 from common.metrics import MetricCounts, count_case
 from common.tracks import AnswerList
 
@@ -37,7 +39,7 @@ class RankedCase:
 
 def rank_cases(
     student: Student,
-    prompts: Sequence[str],
+    prompts: Sequence[StudentPrompt],
     trie: TrieNode,
     *,
     top: int,
@@ -48,7 +50,7 @@ def rank_cases(
 
     Args:
         student: With its adapter loaded.
-        prompts: As ``write_prompt`` wrote them.
+        prompts: With images for an image student, without for a text student.
         trie: From ``student.answer_trie``.
         top: Answers wanted.
         max_prompt_tokens: The plan's.
@@ -56,15 +58,17 @@ def rank_cases(
     """
     # The header is the beginning of every answer: read with the prompt it costs no step of its own.
     prefix, branch = shared_prefix(trie)
-    encoded = [(*student.prompt_ids(prompt, max_prompt_tokens), *prefix) for prompt in prompts]
+    encoded = [(*ids, *prefix) for ids in _encode(student, prompts, max_prompt_tokens)]
     ranked: list[RankedCase | None] = [None] * len(prompts)
-    for rows in batches_by_length(encoded):
+    for rows in batches_by_length(encoded, _shapes(student, prompts)):
         beams = rank_by_beam(
             student.model,
             [encoded[row] for row in rows],
             branch,
             beams=top + SPARE_BEAMS,
             pad_id=student.pad_id,
+            vision=student.vision,
+            images=_images(prompts, rows),
         )
         for row, found in zip(rows, beams, strict=True):
             ranked[row] = _ranked(found, top)
@@ -73,10 +77,34 @@ def rank_cases(
     return [case for case in ranked if case is not None]
 
 
-def batches_by_length(encoded: Sequence[Sequence[int]]) -> list[list[int]]:
-    """Row numbers in batches of cases of like length, so that little of a batch is padding."""
-    order = sorted(range(len(encoded)), key=lambda row: len(encoded[row]))
-    return [order[i : i + CASES_AT_ONCE] for i in range(0, len(order), CASES_AT_ONCE)]
+def batches_by_length(
+    encoded: Sequence[Sequence[int]], shapes: Sequence[Hashable] | None = None
+) -> list[list[int]]:
+    """Row numbers in batches of cases of like length, so that little of a batch is padding.
+
+    Guarantee: a batch holds only images whose tensors can be joined, which are those of equal ``shapes``.
+    """
+    alike: dict[Hashable, list[int]] = {}
+    for row in sorted(range(len(encoded)), key=lambda row: len(encoded[row])):
+        alike.setdefault(None if shapes is None else shapes[row], []).append(row)
+    return [
+        rows[i : i + CASES_AT_ONCE] for rows in alike.values() for i in range(0, len(rows), CASES_AT_ONCE)
+    ]
+
+
+def _encode(student: Student, prompts: Sequence[StudentPrompt], longest: int) -> list[tuple[int, ...]]:
+    return [student.prompt_ids(prompt.text, longest, prompt.image) for prompt in prompts]
+
+
+def _shapes(student: Student, prompts: Sequence[StudentPrompt]) -> list[Hashable]:
+    return [
+        None if student.vision is None or prompt.image is None else student.vision.shapes(prompt.image)
+        for prompt in prompts
+    ]
+
+
+def _images(prompts: Sequence[StudentPrompt], rows: Sequence[int]) -> list[SlideRef]:
+    return [image for row in rows if (image := prompts[row].image) is not None]
 
 
 def _ranked(found: Sequence[tuple[int, float]], top: int) -> RankedCase:
@@ -91,7 +119,7 @@ def _ranked(found: Sequence[tuple[int, float]], top: int) -> RankedCase:
 
 def free_answers(
     student: Student,
-    prompts: Sequence[str],
+    prompts: Sequence[StudentPrompt],
     header: str,
     answers: AnswerList,
     *,
@@ -99,15 +127,17 @@ def free_answers(
     max_answer_tokens: int,
 ) -> list[list[bool]]:
     """For each prompt, whether each freely decoded answer names an answer of the plan."""
-    encoded = [student.prompt_ids(prompt, max_prompt_tokens) for prompt in prompts]
+    encoded = _encode(student, prompts, max_prompt_tokens)
     valid: list[list[bool]] = [[] for _ in prompts]
-    for rows in batches_by_length(encoded):
+    for rows in batches_by_length(encoded, _shapes(student, prompts)):
         decoded = decode_freely(
             student.model,
             [encoded[row] for row in rows],
             pad_id=student.pad_id,
             end_id=student.end_id,
             longest=max_answer_tokens,
+            vision=student.vision,
+            images=_images(prompts, rows),
         )
         for row, ids in zip(rows, decoded, strict=True):
             text = student.tokenizer.decode(ids, skip_special_tokens=True)

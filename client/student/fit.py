@@ -1,48 +1,78 @@
 """A site's local update: some steps of ORPO on its own pairs, from the adapter received.
 
 Only the round's active block is trained. Every step takes the next ``patients_per_step`` patients of a
-shuffled pass over the site's patients. The local optimizer starts fresh each round: its state is made of
-patients' data and ends with the round.
+shuffled pass over the site's patients, with all that each of them brings; an image student's patient brings
+an entry for every tile, and his loss is the mean over those that a step looks at. The local optimizer starts fresh each
+round: its state is made of patients' data and ends with the round.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from client.patients.photos import SlideRef
 from client.preferences.pairs import PreferencePair
 from client.student.model import Student
 from client.student.orpo import PatientPairs, orpo_losses
+from client.student.vision import Vision
 from common.adapter import Adapter, AdapterMode, Block
 from common.learning_plan import TrainingPlan
 from common.schedule import rate_factor
 
 GRADIENT_CLIP = 1.0
+MOST_IMAGES = 2**31
+"""As many as a patient may bring."""
 MICRO_BATCH_TOKENS = 1024
 ADAM_BETAS = (0.9, 0.98)
 
 
 def encode_pairs(
-    student: Student, pairs: Sequence[PreferencePair], *, max_prompt_tokens: int, imitate: bool = False
+    student: Student,
+    pairs: Sequence[PreferencePair],
+    *,
+    max_prompt_tokens: int,
+    imitate: bool = False,
+    images: Mapping[str, Sequence[SlideRef]] | None = None,
 ) -> list[PatientPairs]:
-    """Pairs as tokens, one entry a patient, patients in order of first appearance.
+    """Pairs as tokens, patients in order of first appearance.
 
-    ``imitate`` leaves the rejected answers out: supervised fine-tuning on the chosen ones.
+    A text student's patient is one entry. An image student's is one for each of his tiles, with the same
+    answers and pairs. ``imitate`` leaves the rejected answers out: supervised fine-tuning on the chosen ones.
+
+    Args:
+        student: Whose tokens they are.
+        pairs: Of all patients.
+        max_prompt_tokens: The plan's.
+        imitate: Whether to leave the rejected answers out.
+        images: For an image student, the tiles by patient id.
 
     Raises:
-        ValueError: A patient's pairs have different prompts.
+        ValueError: A patient's pairs have different prompts, or an image student's patient has no tile.
     """
     by_patient: dict[str, list[PreferencePair]] = {}
     for pair in pairs:
         by_patient.setdefault(pair.patient_id, []).append(pair)
-    return [_encode(student, own, max_prompt_tokens, imitate) for own in by_patient.values()]
+    entries = []
+    for patient_id, own in by_patient.items():
+        tiles: Sequence[SlideRef | None] = [None] if images is None else images.get(patient_id, ())
+        if not tiles:
+            raise ValueError("Expected at least one tile for every patient with pairs, got none for one")
+        entries += _encode(student, own, max_prompt_tokens, imitate, tiles)
+    return entries
 
 
-def _encode(student: Student, pairs: Sequence[PreferencePair], longest: int, imitate: bool) -> PatientPairs:
+def _encode(
+    student: Student,
+    pairs: Sequence[PreferencePair],
+    longest: int,
+    imitate: bool,
+    tiles: Sequence[SlideRef | None],
+) -> list[PatientPairs]:
     if len({pair.prompt for pair in pairs}) != 1:
         raise ValueError("Expected one prompt for all pairs of a patient")
     branches: dict[str, int] = {}
@@ -51,12 +81,25 @@ def _encode(student: Student, pairs: Sequence[PreferencePair], longest: int, imi
         chosen = branches.setdefault(pair.chosen, len(branches))
         rejected = None if imitate else branches.setdefault(pair.rejected, len(branches))
         indices[chosen, rejected] = None
-    return PatientPairs(
-        patient_id=pairs[0].patient_id,
-        prompt=student.prompt_ids(pairs[0].prompt, longest),
-        branches=tuple(student.answer_ids(text) for text in branches),
-        pairs=tuple(indices),
-    )
+    answers = tuple(student.answer_ids(text) for text in branches)
+    return [
+        PatientPairs(
+            patient_id=pairs[0].patient_id,
+            prompt=student.prompt_ids(pairs[0].prompt, longest, tile),
+            branches=answers,
+            pairs=tuple(indices),
+            image=tile,
+        )
+        for tile in tiles
+    ]
+
+
+def entries_by_patient(entries: Iterable[PatientPairs]) -> dict[str, list[PatientPairs]]:
+    """The entries of each patient, patients in order of first appearance."""
+    grouped: dict[str, list[PatientPairs]] = {}
+    for entry in entries:
+        grouped.setdefault(entry.patient_id, []).append(entry)
+    return grouped
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +108,8 @@ class LocalUpdate:
 
     Attributes:
         adapter: The received adapter with its active block trained.
-        patients, pairs, steps: How much was used; a patient drawn twice is counted twice.
+        patients, pairs, steps: How much was used; a patient drawn twice is counted twice, and so are pairs
+            that were read with two tiles.
         loss, preferred: Means over the steps; they stay at the site.
     """
 
@@ -95,7 +139,7 @@ def local_fit(
         student: Of the adapter's specification; its adapter values are overwritten.
         adapter: Received in this round.
         block: The round's active block.
-        patients: The site's pairs as tokens, one entry a patient.
+        patients: The site's pairs as tokens; entries with the same patient id are one patient.
         plan: Steps, rate, λ, where the likelihood looks.
         round_id: 1 for the first; says where in its passes over the patients the site is.
         seed: Of the order of patients.
@@ -103,7 +147,11 @@ def local_fit(
     student.load(adapter)
     factors = student.train_block(block)
     batches = draw_batches(
-        patients, plan.patients_per_step, seed=seed, first_step=(round_id - 1) * plan.local_steps
+        patients,
+        plan.patients_per_step,
+        seed=seed,
+        first_step=(round_id - 1) * plan.local_steps,
+        images=plan.images_per_step,
     )
     return _fit(student, factors, batches, plan, optimizer=_optimizer(factors, plan), steps=plan.local_steps)
 
@@ -130,7 +178,7 @@ def fit_alone(
     factors = [factor for block in blocks for factor in student.train_block(block)]
     for factor in factors:
         factor.requires_grad = True
-    batches = draw_batches(patients, patients_per_step, seed=seed, first_step=0)
+    batches = draw_batches(patients, patients_per_step, seed=seed, first_step=0, images=plan.images_per_step)
     steps = plan.rounds * plan.local_steps
     optimizer = torch.optim.AdamW(factors, lr=learning_rate, betas=ADAM_BETAS, weight_decay=0.0, fused=True)
 
@@ -152,7 +200,7 @@ def _optimizer(factors: list[Tensor], plan: TrainingPlan) -> torch.optim.Optimiz
 def _fit(
     student: Student,
     factors: list[Tensor],
-    batches: Iterator[list[PatientPairs]],
+    batches: Iterator[list[list[PatientPairs]]],
     plan: TrainingPlan,
     *,
     optimizer: torch.optim.Optimizer,
@@ -166,19 +214,27 @@ def _fit(
             before_step(step)
         optimizer.zero_grad()
         loss, share = 0.0, 0.0
-        for part in micro_batches(batch):
+        entries = [entry for own in batch for entry in own]
+        of_entry = {own[0].patient_id: 1 / len(own) for own in batch}
+        for part in micro_batches(entries, student.vision):
             result = orpo_losses(
-                student.model, part, orpo_lambda=plan.orpo_lambda, pad_id=student.pad_id, nll_on=plan.nll_on
+                student.model,
+                part,
+                orpo_lambda=plan.orpo_lambda,
+                pad_id=student.pad_id,
+                nll_on=plan.nll_on,
+                vision=student.vision,
             )
-            mean_part = result.loss.sum() / len(batch)
+            weight = result.loss.new_tensor([of_entry[entry.patient_id] for entry in part])
+            mean_part = (result.loss * weight).sum() / len(batch)
             mean_part.backward()
             loss += float(mean_part.detach())
-            share += float(result.preferred.sum()) / len(batch)
+            share += float((result.preferred * weight).sum()) / len(batch)
         torch.nn.utils.clip_grad_norm_(factors, GRADIENT_CLIP)
         optimizer.step()
         losses.append(loss)
         preferred.append(share)
-        seen, pairs = seen + len(batch), pairs + sum(len(patient.pairs) for patient in batch)
+        seen, pairs = seen + len(batch), pairs + sum(len(entry.pairs) for entry in entries)
     return LocalUpdate(
         adapter=student.read(),
         patients=seen,
@@ -189,19 +245,32 @@ def _fit(
     )
 
 
-def micro_batches(batch: Sequence[PatientPairs]) -> Iterator[list[PatientPairs]]:
+def micro_batches(
+    batch: Sequence[PatientPairs], vision: Vision | None = None
+) -> Iterator[list[PatientPairs]]:
     """The batch in parts of like length, none with more than ``MICRO_BATCH_TOKENS`` tokens, padding included.
 
     Short prompts do not wait for the longest one: on notes of published cases a step takes half the time.
+    ``vision`` is the student's, where the entries hold images.
 
-    Guarantee: every patient of the batch is in one part; one who is longer than the bound is a part alone.
+    Guarantee: every entry of the batch is in one part; one that is longer than the bound is a part alone. A
+    part holds only images whose tensors can be joined.
     """
+    alike: dict[Hashable, list[PatientPairs]] = {}
+    for entry in sorted(batch, key=_length):
+        shapes = None if vision is None or entry.image is None else vision.shapes(entry.image)
+        alike.setdefault(shapes, []).append(entry)
+    for entries in alike.values():
+        yield from _bounded(entries)
+
+
+def _bounded(entries: Iterable[PatientPairs]) -> Iterator[list[PatientPairs]]:
     part: list[PatientPairs] = []
-    for patient in sorted(batch, key=_length):
-        if part and (len(part) + 1) * _length(patient) > MICRO_BATCH_TOKENS:
+    for entry in entries:
+        if part and (len(part) + 1) * _length(entry) > MICRO_BATCH_TOKENS:
             yield part
             part = []
-        part.append(patient)
+        part.append(entry)
     if part:
         yield part
 
@@ -210,16 +279,27 @@ def _length(patient: PatientPairs) -> int:
     return len(patient.prompt) + sum(map(len, patient.branches))
 
 
+def some_of(own: list[PatientPairs], most: int, seed: Sequence[int]) -> list[PatientPairs]:
+    """``most`` of a patient's entries, drawn from the seed, in their order; all where he has no more."""
+    if len(own) <= most:
+        return own
+    drawn = np.random.default_rng(seed).permutation(len(own))[:most]
+    return [own[place] for place in sorted(drawn)]
+
+
 def draw_batches(
-    patients: Sequence[PatientPairs], size: int, *, seed: int, first_step: int
-) -> Iterator[list[PatientPairs]]:
+    entries: Sequence[PatientPairs], size: int, *, seed: int, first_step: int, images: int = MOST_IMAGES
+) -> Iterator[list[list[PatientPairs]]]:
     """Endless batches of ``size`` patients (all, where the site has fewer), from step ``first_step`` on.
+
+    A patient is the list of his entries, or of ``images`` of them, drawn anew each time.
 
     Guarantee: every pass over the patients takes each of them once, and a step's batch depends on the seed
     and the step alone, so that a site that was restarted goes on where it was.
     """
-    if not patients:
+    if not entries:
         raise ValueError("Expected at least one patient with pairs, got none")
+    patients = list(entries_by_patient(entries).values())
     count, size = len(patients), min(size, len(patients))
     order: dict[int, list[int]] = {}
     place = first_step * size
@@ -229,6 +309,7 @@ def draw_batches(
             number, index = divmod(place, count)
             if number not in order:
                 order = {number: np.random.default_rng([seed, number]).permutation(count).tolist()}
-            batch.append(patients[order[number][index]])
+            # A stream of its own for each draw: the order of patients is the same however many tiles they have.
+            batch.append(some_of(patients[order[number][index]], images, [seed, number, index]))
             place += 1
         yield batch

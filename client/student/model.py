@@ -1,4 +1,4 @@
-"""The student: a causal language model by name or folder, with one LoRA adapter.
+"""The student: a language model by name or folder, of text or of images, with one LoRA adapter.
 
 The base stays frozen and is named by a digest in the plan; all that is trained, sent and summed is the
 adapter. PEFT configures and holds it; ``common.adapter`` is its form without torch.
@@ -20,18 +20,27 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    AutoTokenizer,
+)
 
+from client.patients.photos import SlideRef
 from client.preferences.answers import write_answers
 from client.student.decode import TrieNode, build_trie
+from client.student.vision import Vision, cut_middle, language_modules, sight_of
 from common.adapter import Adapter, AdapterMode, AdapterSpec, Block, ModuleShape, tensor_shapes
 from common.learning_plan import AdapterPlan
-from common.tracks import AnswerList
+from common.tracks import AnswerList, Modality
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json",
                    "vocab.json", "merges.txt", "chat_template.jinja")  # fmt: skip
-TAIL_TOKENS = 16
-"""How many last tokens of a prompt survive truncation: the end of the question, where the answer begins."""
+PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json",
+                   "chat_template.json")  # fmt: skip
+"""What the processor of an image model adds to the tokenizer's files."""
 PEFT_PREFIX, ADAPTER = "base_model.model.", "default"
 """What PEFT puts before a module's name, and what it calls its only adapter."""
 
@@ -39,15 +48,16 @@ PEFT_PREFIX, ADAPTER = "base_model.model.", "default"
 def digest_base(folder: Path) -> tuple[str, str]:
     """SHA-256 of a base model's folder and of its tokenizer: (model digest, tokenizer digest).
 
-    The model's digest covers its configuration and weights, file by file in order of name.
+    The model's digest covers its configuration and weights, file by file in order of name; the tokenizer's
+    covers the processor of an image model too.
 
     Raises:
         ValueError: The folder holds no weights or no tokenizer.
     """
     files = sorted(path for path in folder.iterdir() if path.is_file())
     weights = [p for p in files if p.name == "config.json" or p.suffix in {".safetensors", ".bin"}]
-    tokenizer = [p for p in files if p.name in TOKENIZER_FILES]
-    if len(weights) < 2 or not tokenizer:
+    tokenizer = [p for p in files if p.name in (*TOKENIZER_FILES, *PROCESSOR_FILES)]
+    if len(weights) < 2 or not any(p.name in TOKENIZER_FILES for p in tokenizer):
         raise ValueError(f"Expected config.json, weights and a tokenizer in {folder}")
     return _digest_files(weights), _digest_files(tokenizer)
 
@@ -60,28 +70,45 @@ def _digest_files(paths: Sequence[Path]) -> str:
     return whole.hexdigest()
 
 
-def load_base(name_or_folder: str, *, device: str = "cpu") -> tuple[nn.Module, PreTrainedTokenizerBase]:
-    """A frozen causal LM in fp32 with the attention that takes a block mask, and its tokenizer."""
-    tokenizer = AutoTokenizer.from_pretrained(name_or_folder)
-    if tokenizer.eos_token_id is None:
+def load_base(
+    name_or_folder: str, *, modality: Modality = Modality.TEXT, device: str = "cpu"
+) -> tuple[nn.Module, Any]:
+    """A frozen model in fp32 with the attention that takes a block mask, and its tokenizer.
+
+    For ``Modality.IMAGE`` it is an image-text-to-text model, and its processor in the tokenizer's place.
+
+    Raises:
+        ValueError: There is no end-of-sequence token, or it is an image model of a family that is not read.
+    """
+    image = modality is Modality.IMAGE
+    if image:
+        sight_of(AutoConfig.from_pretrained(name_or_folder))
+    reader = (AutoProcessor if image else AutoTokenizer).from_pretrained(name_or_folder)
+    if (reader.tokenizer if image else reader).eos_token_id is None:
         raise ValueError(f"Expected a tokenizer with an end-of-sequence token in {name_or_folder}")
     # SDPA accepts an additive 4-D mask, which the shared prompt needs; flash attention does not.
-    model = AutoModelForCausalLM.from_pretrained(
+    model = (AutoModelForImageTextToText if image else AutoModelForCausalLM).from_pretrained(
         name_or_folder, attn_implementation="sdpa", dtype=torch.float32
     )
     model.requires_grad_(requires_grad=False)
-    return model.to(device).eval(), tokenizer
+    return model.to(device).eval(), reader
 
 
 def adapter_spec(base: nn.Module, plan: AdapterPlan) -> AdapterSpec:
     """Which linear layers of ``base`` carry adapter factors, with their sizes.
 
+    Of an image model they are those of its language model, and of its image tower where the plan says
+    ``both``.
+
     Raises:
-        ValueError: A target of the plan names no linear layer of the base.
+        ValueError: A target of the plan names no such layer of the base.
     """
+    modules = base.named_modules()
+    if _reads_images(base):
+        modules = iter(language_modules(base, tower=plan.side == "both"))
     shapes = [
         ModuleShape(name=name, in_features=module.in_features, out_features=module.out_features)
-        for name, module in base.named_modules()
+        for name, module in modules
         if isinstance(module, nn.Linear) and name.rsplit(".", 1)[-1] in plan.targets
     ]
     missing = set(plan.targets) - {shape.name.rsplit(".", 1)[-1] for shape in shapes}
@@ -89,23 +116,29 @@ def adapter_spec(base: nn.Module, plan: AdapterPlan) -> AdapterSpec:
         raise ValueError(
             f"Expected every adapter target to be a linear layer of the base; not so: {sorted(missing)}"
         )
-    modules = tuple(sorted(shapes, key=lambda shape: shape.name))
-    return AdapterSpec(mode=plan.mode, rank=plan.rank, alpha=plan.alpha, modules=modules)
+    ordered = tuple(sorted(shapes, key=lambda shape: shape.name))
+    return AdapterSpec(mode=plan.mode, rank=plan.rank, alpha=plan.alpha, modules=ordered)
+
+
+def _reads_images(base: nn.Module) -> bool:
+    return hasattr(getattr(base, "config", None), "vision_config")
 
 
 @dataclass(frozen=True)
 class Student:
-    """A frozen base, one adapter on it, and the tokenizer that reads notes for it.
+    """A frozen base, one adapter on it, and what reads notes or images for it.
 
     Attributes:
         model: The base with PEFT's LoRA layers; only adapter factors may require gradients.
         tokenizer: Of the base.
         spec: Of the adapter.
+        vision: Of an image student: the processor, and the images it has read; none for a text student.
     """
 
     model: PeftModel
     tokenizer: Any
     spec: AdapterSpec
+    vision: Vision | None = None
 
     @property
     def pad_id(self) -> int:
@@ -118,11 +151,23 @@ class Student:
         """The end-of-sequence token."""
         return int(self.tokenizer.eos_token_id)
 
-    def prompt_ids(self, prompt: str, longest: int) -> tuple[int, ...]:
-        """Token ids of a prompt, in the tokenizer's chat template where it has one.
+    def prompt_ids(self, prompt: str, longest: int, image: SlideRef | None = None) -> tuple[int, ...]:
+        """Token ids of a prompt, in the chat template where there is one; an image student's with its image.
 
-        A prompt over ``longest`` tokens loses tokens before its last ``TAIL_TOKENS``, never its end.
+        A prompt over ``longest`` tokens loses tokens before its last ``TAIL_TOKENS``, never its end and never
+        a token of the image.
+
+        Raises:
+            ValueError: An image student gets no image or another one gets one, or the image is too long.
         """
+        if (image is None) != (self.vision is None):
+            raise ValueError(
+                "Expected a prompt without an image for a text student"
+                if self.vision is None
+                else "Expected a prompt with an image for an image student"
+            )
+        if self.vision is not None and image is not None:
+            return tuple(self.vision.prompt_ids(prompt, image, longest))
         if self.tokenizer.chat_template:
             turns = [{"role": "user", "content": prompt}]
             ids = self.tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
@@ -130,9 +175,7 @@ class Student:
             ids = self.tokenizer(prompt)["input_ids"]
             # A tokenizer that closes every text with the end token would end the prompt before the answer.
             ids = ids[:-1] if len(ids) > 1 and ids[-1] == self.end_id else ids
-        if len(ids) > longest:
-            ids = [*ids[: longest - TAIL_TOKENS], *ids[-TAIL_TOKENS:]]
-        return tuple(ids)
+        return tuple(cut_middle(ids, longest))
 
     def answer_ids(self, answer: str) -> tuple[int, ...]:
         """Token ids of an answer, its end-of-sequence token included."""
@@ -215,11 +258,12 @@ class CoredLinear(nn.Linear):
         return nn.functional.linear(super().forward(x), self.core)
 
 
-def make_student(base: nn.Module, tokenizer: PreTrainedTokenizerBase, spec: AdapterSpec) -> Student:
-    """Put LoRA layers of ``spec`` on a base.
+def make_student(base: nn.Module, tokenizer: Any, spec: AdapterSpec) -> Student:
+    """Put LoRA layers of ``spec`` on a base; ``tokenizer`` is the processor where the base reads images.
 
     The base is changed in place: several students on one machine share it by loading adapters in turn.
     """
+    vision = Vision(base, tokenizer) if _reads_images(base) else None
     config = LoraConfig(
         r=spec.rank,
         lora_alpha=spec.alpha,
@@ -233,4 +277,5 @@ def make_student(base: nn.Module, tokenizer: PreTrainedTokenizerBase, spec: Adap
         for layer in model.modules():
             if isinstance(layer, LoraLayer):
                 layer.lora_A[ADAPTER] = CoredLinear(layer.lora_A[ADAPTER])
-    return Student(model=model, tokenizer=tokenizer, spec=spec)
+    reader = tokenizer if vision is None else vision.processor.tokenizer
+    return Student(model=model, tokenizer=reader, spec=spec, vision=vision)

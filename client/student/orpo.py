@@ -15,20 +15,23 @@ pairs, so that one patient's gradient can be clipped.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
+from client.patients.photos import SlideRef
+from client.student.vision import Vision, images_for
+
 LOG_HALF = -math.log(2.0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class PatientPairs:
-    """One patient's pairs as tokens.
+    """One patient's pairs as tokens; for an image student, his pairs with one of his tiles.
 
     Attributes:
         patient_id: The unit that is clipped under differential privacy.
@@ -36,12 +39,14 @@ class PatientPairs:
         branches: Token ids of each distinct answer, its end-of-sequence token included.
         pairs: (chosen, rejected) as indices into ``branches``; rejected is ``None`` where an answer is
             only imitated (supervised fine-tuning).
+        image: The tile that the prompt's image tokens stand for; none for a text student.
     """
 
     patient_id: str
     prompt: tuple[int, ...]
     branches: tuple[tuple[int, ...], ...]
     pairs: tuple[tuple[int, int | None], ...]
+    image: SlideRef | None = None
 
     def __post_init__(self) -> None:
         if not self.prompt or not self.pairs or not all(self.branches):
@@ -55,13 +60,15 @@ class BranchBatch:
     Prompts are padded on the left, so that all branches begin in the same column.
 
     Attributes:
-        input_ids, position_ids: (patients, columns), int64.
+        input_ids: (patients, columns), int64.
+        position_ids: The same, or (3, patients, columns) where the model counts an image's rows and columns.
         mask: (patients, 1, columns, columns), additive, in the model's dtype.
         labels: (branches, longest) token ids, -100 where a branch has ended.
         at: (branches, longest) column that predicts the label.
         row: (branches,) the patient of each branch.
         prompt_labels: (patients, prompt columns - 1) ids of the prompts' own next tokens, -100 where padded;
             without a column unless the prompt's likelihood counts too.
+        images: What the model gets of the images; nothing for a text student.
     """
 
     input_ids: Tensor
@@ -71,11 +78,13 @@ class BranchBatch:
     at: Tensor
     row: Tensor
     prompt_labels: Tensor
+    images: Mapping[str, Tensor] = field(default_factory=dict)
 
     def to(self, device: torch.device) -> BranchBatch:
         """The same batch on another device."""
-        moved = {name: v.to(device) for name, v in vars(self).items() if isinstance(v, Tensor)}
-        return replace(self, **moved)
+        moved: dict[str, Any] = {n: v.to(device) for n, v in vars(self).items() if isinstance(v, Tensor)}
+        images = {name: tensor.to(device) for name, tensor in self.images.items()}
+        return replace(self, **moved, images=images)
 
 
 IGNORED = -100
@@ -133,6 +142,20 @@ def pack(
     )
 
 
+def with_images(batch: BranchBatch, patients: Sequence[PatientPairs], vision: Vision | None) -> BranchBatch:
+    """The packed batch with its images as the model looks at them; ValueError as of ``images_for``."""
+    images = images_for(vision, [patient.image for patient in patients], len(patients))
+    if vision is None:
+        return batch
+    prompts = [patient.prompt for patient in patients]
+    return replace(
+        batch,
+        position_ids=vision.positions(prompts, images, batch.position_ids),
+        images=vision.inputs(images, batch.input_ids),
+        prompt_labels=batch.prompt_labels.masked_fill(vision.stands_for_image(batch.prompt_labels), IGNORED),
+    )
+
+
 def _branch_mask(segment: Tensor, dtype: torch.dtype) -> Tensor:
     """Who may look at whom: a column sees the earlier columns of its own segment and of the prompt."""
     columns = segment.shape[1]
@@ -175,14 +198,22 @@ def _states(model: nn.Module, batch: BranchBatch) -> Callable[[Tensor, Tensor], 
         "attention_mask": batch.mask,
         "position_ids": batch.position_ids,
         "use_cache": False,
+        **batch.images,
     }
     causal: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    if batch.images:
+        # The decoder alone would never see the image. No family read here rescales its logits.
+        hidden = causal.base_model(**inputs).last_hidden_state
+        return _product(causal, hidden)
     if any(getattr(causal.config, name, None) is not None for name in RESCALED_LOGITS):
         logits = causal(**inputs).logits
         return lambda rows, columns: logits[rows, columns]
     # The vocabulary's product where a label stands and nowhere else: with short answers it would cost more
     # than the rest of the model otherwise.
-    hidden = causal.get_decoder()(**inputs).last_hidden_state
+    return _product(causal, causal.get_decoder()(**inputs).last_hidden_state)
+
+
+def _product(causal: Any, hidden: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
     head = causal.get_output_embeddings()
     return lambda rows, columns: head(hidden[rows, columns])
 
@@ -200,10 +231,21 @@ def _label_log_probs(
     return log_probs.masked_scatter(real, -losses)
 
 
-def plain_log_probs(model: nn.Module, prompt: Sequence[int], answer: Sequence[int]) -> Tensor:
-    """Token log-probabilities of one answer after one prompt, (len(answer),): the reference."""
+def plain_log_probs(
+    model: nn.Module,
+    prompt: Sequence[int],
+    answer: Sequence[int],
+    *,
+    vision: Vision | None = None,
+    image: SlideRef | None = None,
+) -> Tensor:
+    """Token log-probabilities of one answer after one prompt, (len(answer),): the reference.
+
+    An image student reads the prompt with its image, by the model's own masks and positions.
+    """
     ids = torch.tensor([[*prompt, *answer]])
-    logits = model(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 : -1].float()
+    images = {} if vision is None or image is None else vision.plain_inputs(image, ids)
+    logits = model(input_ids=ids, use_cache=False, **images).logits[0, len(prompt) - 1 : -1].float()
     return logits.log_softmax(-1).gather(-1, torch.tensor(answer)[:, None])[:, 0]
 
 
@@ -247,16 +289,19 @@ def orpo_losses(
     orpo_lambda: float,
     pad_id: int,
     nll_on: Literal["answer", "sequence"] = "answer",
+    vision: Vision | None = None,
 ) -> PatientLosses:
-    """Each patient's loss from one forward pass over prompts and branches.
+    """Each entry's loss from one forward pass over prompts and branches.
 
-    ``nll_on="sequence"`` takes the mean over the tokens of prompt and chosen answer, as TRL does; the odds
-    ratio always looks at the answer alone.
+    ``nll_on="sequence"`` takes the mean over the tokens of prompt and chosen answer, as TRL does, without
+    those that stand for an image; the odds ratio always looks at the answer alone. ``vision`` is the
+    student's, where the entries hold images.
 
     Guarantee: a patient's loss does not depend on who else is in the batch.
     """
     parameter = next(model.parameters())
-    batch = pack(patients, pad_id, dtype=parameter.dtype, whole=nll_on == "sequence").to(parameter.device)
+    packed = pack(patients, pad_id, dtype=parameter.dtype, whole=nll_on == "sequence")
+    batch = with_images(packed, patients, vision).to(parameter.device)
     of_branches, of_prompts = token_log_probs(model, batch)
     total, length = of_branches.sum(-1), (batch.labels != IGNORED).sum(-1)
     mean = total / length

@@ -1,4 +1,4 @@
-"""A student from a folder answers notes: what `consilium-site predict` and a simulation's end share.
+"""A student from a folder answers notes or images: `consilium-site predict` and a simulation's end share it.
 
 A student's folder is a PEFT adapter (``adapter_config.json``, ``adapter_model.safetensors``) with
 ``answers.json`` and ``student.json`` (schema 1: track, base model and its digests, how long a prompt may be).
@@ -11,18 +11,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from client.patients.photos import SlideRef
 from client.preferences.answers import write_prompt
 from client.student.evaluate import RankedCase, rank_cases
 from client.student.model import Student, digest_base, load_base, make_student
+from client.student.prompts import StudentPrompt
 from common.adapter import Adapter
 from common.atomic import write_atomically
 from common.checks import require_schema
 from common.errors import BadFileError, DigestMismatchError
 from common.peft import export_peft, import_peft
 from common.schema import build
-from common.tracks import TRACKS, AnswerList
+from common.tracks import TRACKS, AnswerList, Modality, Track
 
 STUDENT_SCHEMA = 1
+INPUTS = {Modality.TEXT: "cases.jsonl", Modality.IMAGE: "FOLDER_OF_IMAGES"}
 ANSWERS_FILE, STUDENT_FILE, CARD_FILE = "answers.json", "student.json", "README.md"
 
 
@@ -69,6 +72,7 @@ def save_student(folder: Path, adapter: Adapter, answers: AnswerList, card: Stud
 
 def card_text(card: StudentCard, answers: int) -> str:
     """What a folder says of its student to people."""
+    place = INPUTS[TRACKS[card.track].modality]
     return f"""---
 library_name: peft
 base_model: {card.base_model}
@@ -82,7 +86,7 @@ Trained by `{card.method}` under plan `{card.plan_digest}`; it orders {answers} 
 {_promise(card)}
 - For research. Not a medical device.
 
-    consilium-site predict --student . --track {card.track} --input cases.jsonl --output answers.jsonl
+    consilium-site predict --student . --track {card.track} --input {place} --output answers.jsonl
 """
 
 
@@ -97,31 +101,51 @@ def _promise(card: StudentCard) -> str:
 
 @dataclass(frozen=True)
 class LoadedStudent:
-    """A student, its answers and its card, ready to answer notes."""
+    """A student, its answers and its card, ready to answer notes or images."""
 
     student: Student
     answers: AnswerList
     card: StudentCard
 
+    @property
+    def track(self) -> Track:
+        """The track it answers."""
+        return TRACKS[self.card.track]
+
     def rank(self, notes: Sequence[str], top: int) -> list[list[tuple[str, str, float]]]:
-        """For each note the best ``top`` answers as (id, name, confidence), best first."""
-        prompts = [write_prompt(TRACKS[self.card.track], note) for note in notes]
-        ranked = self.rank_prompts(prompts, top)
+        """For each note the best ``top`` answers as (id, name, confidence), best first.
+
+        Raises:
+            ValueError: It is an image student, or a note is empty.
+        """
+        return self._named([StudentPrompt(text=write_prompt(self.track, note)) for note in notes], top)
+
+    def rank_images(self, images: Sequence[SlideRef], top: int) -> list[list[tuple[str, str, float]]]:
+        """The same for images, each read alone.
+
+        Raises:
+            ValueError: It is a text student.
+            BadFileError: An image cannot be read.
+        """
+        if self.track.modality is not Modality.IMAGE:
+            raise ValueError(f"Expected a student of images, got one of the track {self.track.name}")
+        text = write_prompt(self.track)
+        return self._named([StudentPrompt(text=text, image=image) for image in images], top)
+
+    def _named(self, prompts: Sequence[StudentPrompt], top: int) -> list[list[tuple[str, str, float]]]:
         return [
             [
                 (self.answers.answers[i].id, self.answers.answers[i].name, c)
                 for i, c in zip(case.answers, case.confidence, strict=True)
             ]
-            for case in ranked
+            for case in self.rank_prompts(prompts, top)
         ]
 
     def rank_prompts(
-        self, prompts: Sequence[str], top: int, on_progress: Callable[[int], None] | None = None
+        self, prompts: Sequence[StudentPrompt], top: int, on_progress: Callable[[int], None] | None = None
     ) -> list[RankedCase]:
         """The same for prompts, as indices into the answers."""
-        trie = self.student.answer_trie(
-            TRACKS[self.card.track].header, self.answers, lists=self.card.chosen_length > 1
-        )
+        trie = self.student.answer_trie(self.track.header, self.answers, lists=self.card.chosen_length > 1)
         return rank_cases(
             self.student,
             prompts,
@@ -156,8 +180,11 @@ def load_student(folder: Path, base_model: str | None = None) -> LoadedStudent:
     ):
         if got != expected:
             raise DigestMismatchError(what, got, expected)
-    base, tokenizer = load_base(str(place))
-    student = make_student(base, tokenizer, adapter.spec)
+    try:
+        base, reader = load_base(str(place), modality=TRACKS[card.track].modality)
+    except (OSError, ValueError) as error:
+        raise BadFileError(place, str(error)) from error
+    student = make_student(base, reader, adapter.spec)
     student.load(adapter)
     return LoadedStudent(student, answers, card)
 

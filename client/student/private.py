@@ -1,9 +1,9 @@
 """The sum of the patients' gradients, each clipped: what a site may add noise to.
 
-The unit is the patient. All that he brings, answers, pairs and notes, is summed before the clip; a clip row
-by row would let him pull as often as he has rows. His loss is the mean over his notes of the ORPO loss,
-which looks at nobody else (``client.student.orpo``); what would couple patients behind its back, such as
-batch statistics, is refused by ``require_separable``.
+The unit is the patient. All that he brings, answers, pairs and notes or tiles, is summed before the clip; a
+clip row by row would let him pull as often as he has rows. His loss is the mean over his notes (or tiles) of
+the ORPO loss, which looks at nobody else (``client.student.orpo``); what would couple patients behind its
+back, such as batch statistics, is refused by ``require_separable``.
 
 ``clipped_gradients_plain`` is the slow form, one patient at a time by ordinary autograd; tests compare the
 two.
@@ -21,10 +21,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from client.student.fit import micro_batches
+from client.student.fit import entries_by_patient, micro_batches
 from client.student.model import Student
 from client.student.orpo import PatientPairs, orpo_losses
 from client.student.unit_lora import UnitSums, unit_lora
+from client.student.vision import Vision
 from common.adapter import Adapter, AdapterSpec, Block
 from common.learning_plan import TrainingPlan
 
@@ -81,7 +82,7 @@ def clipped_gradients(
     sums, clip = UnitSums(block), PatientClip(adapter.spec, block, clip_norm, factors[0].device)
     most = max(1, ACCUMULATOR_BYTES // (adapter.spec.size(block) * factors[0].element_size()))
     with unit_lora(student.model, sums):
-        for part in _parts(patients, most):
+        for part in _parts(patients, most, student.vision):
             notes = _sum_gradients(student, part, plan, sums)
             clip.add(sums.by_module, notes)
             sums.start(0)
@@ -100,7 +101,7 @@ def clipped_gradients_plain(
     """The same sum, one patient and one note at a time, by autograd through PEFT's own layers."""
     factors = _prepare(student, adapter, block, clip_norm)
     total, clipped, dropped = np.zeros(adapter.spec.size(block)), 0, 0
-    by_patient = _by_patient(patients)
+    by_patient = entries_by_patient(patients)
     for entries in by_patient.values():
         gradient = np.zeros_like(total)
         for entry in entries:
@@ -145,33 +146,33 @@ def require_separable(model: nn.Module) -> None:
                     "whose angles depend on the longest prompt of the batch"
                 )
     config = getattr(model, "config", None)
-    for setting in ROUTER_LOSSES:
-        value = getattr(config, setting, None)
-        if value:
-            raise ValueError(f"Expected no router loss, which couples patients, got {setting} {value}")
+    # An image model's language model has settings of its own.
+    for settings in (config, getattr(config, "text_config", None)):
+        for name in ROUTER_LOSSES:
+            value = getattr(settings, name, None)
+            if value:
+                raise ValueError(f"Expected no router loss, which couples patients, got {name} {value}")
 
 
 def _losses(student: Student, entries: Sequence[PatientPairs], plan: TrainingPlan) -> Tensor:
     return orpo_losses(
-        student.model, entries, orpo_lambda=plan.orpo_lambda, pad_id=student.pad_id, nll_on=plan.nll_on
+        student.model,
+        entries,
+        orpo_lambda=plan.orpo_lambda,
+        pad_id=student.pad_id,
+        nll_on=plan.nll_on,
+        vision=student.vision,
     ).loss
 
 
-def _by_patient(entries: Sequence[PatientPairs]) -> dict[str, list[PatientPairs]]:
-    grouped: dict[str, list[PatientPairs]] = {}
-    for entry in entries:
-        grouped.setdefault(entry.patient_id, []).append(entry)
-    return grouped
-
-
-def _parts(entries: Sequence[PatientPairs], most: int) -> Iterator[list[PatientPairs]]:
+def _parts(entries: Sequence[PatientPairs], most: int, vision: Vision | None) -> Iterator[list[PatientPairs]]:
     """The entries in parts of at most ``most`` patients, each patient whole.
 
     Patients with one note are a part by micro-batch: their gradients then take memory only while the
     activations, which took more, are given back.
     """
-    grouped = _by_patient(entries).values()
-    for part in micro_batches([own[0] for own in grouped if len(own) == 1]):
+    grouped = entries_by_patient(entries).values()
+    for part in micro_batches([own[0] for own in grouped if len(own) == 1], vision):
         for first in range(0, len(part), most):
             yield part[first : first + most]
     # Neighbors of like length leave less padding to the micro-batches.
@@ -185,13 +186,20 @@ def _sum_gradients(
     student: Student, entries: Sequence[PatientPairs], plan: TrainingPlan, sums: UnitSums
 ) -> list[int]:
     """Leave each patient's gradient, summed over his notes, in ``sums``; returns how many notes each has."""
-    grouped = _by_patient(entries)
+    grouped = entries_by_patient(entries)
     number = {patient_id: index for index, patient_id in enumerate(grouped)}
     sums.start(len(grouped))
-    for part in micro_batches(entries):
-        sums.expect([number[entry.patient_id] for entry in part], student.model.device)
+    for part in micro_batches(entries, student.vision):
+        rows = [number[entry.patient_id] for entry in part]
+        sums.expect(rows, student.model.device, pictures=_pictures(part, student.vision))
         _losses(student, part, plan).sum().backward()
     return [len(own) for own in grouped.values()]
+
+
+def _pictures(part: Sequence[PatientPairs], vision: Vision | None) -> int:
+    """How many pictures the model makes of one row; all rows of a part have as many."""
+    image = part[0].image
+    return 1 if vision is None or image is None else vision.parts(image)
 
 
 class PatientClip:

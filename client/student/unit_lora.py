@@ -33,6 +33,7 @@ class UnitSums:
         by_module: (patients, *factor) by the module's name; a module that no backward pass came through is
             absent.
         rows: How many rows the next forward pass has.
+        pictures: How many pictures of a row stand one after another where a layer takes pictures for rows.
     """
 
     def __init__(self, block: Block) -> None:
@@ -43,12 +44,15 @@ class UnitSums:
     def start(self, patients: int) -> None:
         """Forget all sums; the next ones are of ``patients`` patients."""
         self.by_module: dict[str, Tensor] = {}
-        self.rows = 0
+        self.rows, self.pictures = 0, 1
         self._patients = patients
 
-    def expect(self, patient_of_row: Sequence[int], device: torch.device) -> None:
-        """Say whose the rows of the next forward pass are, as numbers below ``patients``."""
-        self.rows = len(patient_of_row)
+    def expect(self, patient_of_row: Sequence[int], device: torch.device, *, pictures: int = 1) -> None:
+        """Say whose the rows of the next forward pass are, as numbers below ``patients``.
+
+        ``pictures`` is into how many an image model cuts the image of a row, the same for every row.
+        """
+        self.rows, self.pictures = len(patient_of_row), pictures
         self._order = list(patient_of_row)
         self._index = torch.tensor(self._order, dtype=torch.long, device=device)
 
@@ -139,11 +143,16 @@ def _forward(layer: Any, module: str, sums: UnitSums, x: Tensor) -> Tensor:
     """What PEFT's layer computes, by the branch that keeps patients apart."""
     # A row is known by its place. Tokens of all patients in one list, as an expert or the vocabulary's
     # product gets them, cannot be told apart, even if there are by chance as many as rows.
-    if x.ndim != 3 or len(x) != sums.rows:
-        raise ValueError(f"Expected {sums.rows} rows of tokens at {module}, got shape {tuple(x.shape)}")
+    if x.ndim != 3 or len(x) not in (sums.rows, sums.rows * sums.pictures):
+        raise ValueError(
+            f"Expected {sums.rows} rows of tokens at {module}, got shape {tuple(x.shape)}: without rows "
+            "patients cannot be told apart, and the layer cannot be adapted under privacy"
+        )
     result = layer.base_layer(x)
+    # A row's pictures stand one after another: together they are the row.
+    x, base = x.reshape(sums.rows, -1, x.shape[-1]), result.reshape(sums.rows, -1, result.shape[-1])
     a, b = layer.lora_A[ADAPTER], layer.lora_B[ADAPTER].weight
     core = a.core if isinstance(a, CoredLinear) else None
     x = layer.lora_dropout[ADAPTER](x.to(b.dtype))
-    output = UnitLora.apply(result.to(b.dtype), x, a.weight, core, b, layer.scaling[ADAPTER], module, sums)
-    return output.to(result.dtype)
+    output = UnitLora.apply(base.to(b.dtype), x, a.weight, core, b, layer.scaling[ADAPTER], module, sums)
+    return output.to(result.dtype).view_as(result)

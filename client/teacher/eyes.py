@@ -21,7 +21,8 @@ from timm.data import resolve_model_data_config
 from torch import Tensor
 from transformers import AutoModel, AutoTokenizer
 
-from client.patients.photos import ImageRef
+from client.patients.photos import SlideRef
+from client.teacher.towers import is_tower, load_tower
 
 Vectors: TypeAlias = NDArray[np.float32]
 
@@ -74,7 +75,9 @@ def load_image_encoder(source: str, *, checkpoint: Path | None = None, batch_siz
     """Load a photo or slide encoder with its pretrained weights, without its classifier.
 
     Args:
-        source: A model name of ``timm``, or a local folder in its format (``config.json``, weights).
+        source: A model name of ``timm``, or a local folder in its format (``config.json``, weights); or a
+            name or folder of a vision model of ``transformers``, such as the image tower of a CLIP-like
+            pathology model (PLIP).
         checkpoint: A weights file for that name; a classifier inside it is left out.
         batch_size: Images encoded at once.
 
@@ -82,6 +85,20 @@ def load_image_encoder(source: str, *, checkpoint: Path | None = None, batch_siz
         ValueError: A batch size below 1, or a folder with a checkpoint of its own given another.
     """
     _require_positive("batch_size", batch_size)
+    if is_tower(source):
+        if checkpoint is not None:
+            raise ValueError(
+                "Expected a checkpoint beside a name of timm, got one beside a model of transformers"
+            )
+        tower = load_tower(source)
+        return ImageEncoder(
+            network=tower.network,
+            width=_width(tower.network, tower.size),
+            size=tower.size,
+            mean=tower.mean,
+            std=tower.std,
+            batch_size=batch_size,
+        )
     is_folder = Path(source).is_dir()
     if is_folder and checkpoint is not None:
         raise ValueError("Expected a checkpoint beside a model name, got one beside a folder")
@@ -95,17 +112,20 @@ def load_image_encoder(source: str, *, checkpoint: Path | None = None, batch_siz
     network = model.eval().requires_grad_(requires_grad=False)
     config = resolve_model_data_config(model)
     size = (int(config["input_size"][1]), int(config["input_size"][2]))
-    with torch.inference_mode():
-        # Asked of the network itself: what timm calls num_features stands before some networks' last layer.
-        width = int(network(torch.zeros(1, 3, *size)).shape[1])
     return ImageEncoder(
         network=network,
-        width=width,
+        width=_width(network, size),
         size=size,
         mean=tuple(config["mean"]),
         std=tuple(config["std"]),
         batch_size=batch_size,
     )
+
+
+def _width(network: Any, size: tuple[int, int]) -> int:
+    # Asked of the network itself: what timm calls num_features stands before some networks' last layer.
+    with torch.inference_mode():
+        return int(network(torch.zeros(1, 3, *size)).shape[1])
 
 
 def load_note_encoder(source: str, *, window: int = 512, batch_size: int = 16) -> NoteEncoder:
@@ -130,7 +150,7 @@ def load_note_encoder(source: str, *, window: int = 512, batch_size: int = 16) -
     )
 
 
-def encode_images(encoder: ImageEncoder, images: Sequence[Sequence[ImageRef]]) -> Vectors:
+def encode_images(encoder: ImageEncoder, images: Sequence[Sequence[SlideRef]]) -> Vectors:
     """The mean vector of each patient's images, (patients, width); zeros for a patient without any.
 
     Files are decoded batch by batch, so that a patient may bring thousands of tiles.

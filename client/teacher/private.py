@@ -23,6 +23,7 @@ import math
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -56,7 +57,7 @@ def fit_private_teacher(
     *,
     answers: Mapping[str, AnswerList],
     plan: TeacherPlan,
-    names: PublicNames | None = None,
+    names: Mapping[str, PublicNames] = MappingProxyType({}),
 ) -> Teacher:
     """Train one teacher on these patients, for all tracks they have labels of; there may be no patient.
 
@@ -71,7 +72,7 @@ def fit_private_teacher(
         sight: What was seen of them, and perhaps of others.
         answers: Answer list by track: one head each.
         plan: Modality dropout and DP-SGD's numbers; its privacy is ``dp``.
-        names: Public names, by which the note's vectors are centered and evened out.
+        names: Public names by track, by which the note's vectors are centered and evened out.
 
     Raises:
         ValueError: A plan whose privacy is another, or patients as of `client.teacher.fit.fit_teacher`.
@@ -82,8 +83,8 @@ def fit_private_teacher(
         {eye: vectors.shape[1] for eye, vectors in sight.vectors.items()},
         {track: len(answer_list) for track, answer_list in answers.items()},
     )
-    if names is not None and Eye.NOTE in head.eyes:
-        head.even_out(Eye.NOTE, names.vectors)
+    if names and Eye.NOTE in head.eyes:
+        head.even_out(Eye.NOTE, np.concatenate([names[track].vectors for track in sorted(names)]))
     table = tabulate(records, sight, answers)
     scaled = {eye: head.standardized(eye, vectors) for eye, vectors in table.vectors.items()}
     train_head(head, replace(table, vectors=scaled), plan.dp, plan.modality_dropout)

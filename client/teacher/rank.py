@@ -3,7 +3,7 @@
 Pairs come from cross-fitting: each training patient is ranked by a teacher that did not train on him, else
 his ranking would only repeat his label. The plan's privacy says what kind of teacher. Under ``dp`` who is in
 which fold depends on nobody else, and each patient trains the teachers of all folds but his own: these
-trainings compose (`teacher_runs`). Cross-fitting itself protects nobody.
+trainings compose (`TeacherPlan.runs`). Cross-fitting itself protects nobody.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -23,6 +24,8 @@ from client.teacher.public import PublicNames, name_scores
 from client.teacher.sight import ALL_EYES, Sight, seen_by
 from common.learning_plan import TeacherPlan
 from common.tracks import AnswerList, Eye
+
+NO_NAMES: Mapping[str, PublicNames] = MappingProxyType({})
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -88,14 +91,13 @@ def cross_fit(
     records: Sequence[PatientRecord],
     sight: Sight,
     *,
-    track: str,
     answers: Mapping[str, AnswerList],
     plan: TeacherPlan,
     seed: int,
-    names: PublicNames | None = None,
+    names: Mapping[str, PublicNames] = NO_NAMES,
     recipe: TeacherRecipe | None = None,
-) -> list[Ranking]:
-    """Rank each patient who has a label of ``track``, in the order of ``records``.
+) -> dict[str, list[Ranking]]:
+    """Rank each patient for each track that he has a label of, in the order of ``records``, by track.
 
     A public teacher does not rank a patient without a note.
 
@@ -104,40 +106,52 @@ def cross_fit(
     may be empty.
 
     Args:
-        records: Training patients, as in ``fit_teacher``; those without a label of ``track`` teach, unranked.
+        records: Training patients, as in ``fit_teacher``, each with a label of some track.
         sight: What was seen of them.
-        track: Whose answers are ranked.
-        answers: Answer list by track; the teachers learn all tracks.
+        answers: Answer list by track; one teacher learns all tracks.
         plan: Privacy, number of folds, modality dropout.
         seed: Decides folds and, under privacy ``none``, teachers.
-        names: What the note eye sees of the answers of ``track``. A public teacher needs it, a teacher under
-            privacy is better with it (`client.teacher.private.PrivateHead.even_out`).
+        names: What the note eye sees of the answers, by track. A public teacher needs them, a teacher under
+            privacy is better with them (`client.teacher.private.PrivateHead.even_out`).
         recipe: Training's sizes and rates, of privacy ``none``.
     """
-    if track not in answers:
-        raise ValueError(f"Expected a track among {', '.join(answers)}, got {track}")
     if plan.privacy == "public":
-        return _public_cross_fit(records, sight, track, answers[track], names)
+        return {
+            track: _public_cross_fit(records, sight, track, known, names.get(track))
+            for track, known in answers.items()
+        }
     fold_by_id = (independent_folds if plan.privacy == "dp" else folds)(records, plan.folds, seed)
-    row_by_id = {patient_id: row for row, patient_id in enumerate(sight.patient_ids)}
-    ranked: dict[str, Ranking] = {}
+    ranked: dict[str, dict[str, Ranking]] = {track: {} for track in answers}
     for fold in range(plan.folds):
-        held_out = [
-            record for record in records if fold_by_id[record.patient_id] == fold and track in record.label
-        ]
+        held_out = [record for record in records if fold_by_id[record.patient_id] == fold]
         if not held_out:
             continue
         taught = [record for record in records if fold_by_id[record.patient_id] != fold]
-        fold_seed = int(
-            np.random.SeedSequence(entropy=seed, spawn_key=(fold,)).generate_state(1, np.uint64)[0]
-        )
         teacher = site_teacher(
-            taught, sight, answers=answers, plan=plan, seed=fold_seed, names=names, recipe=recipe
+            taught,
+            sight,
+            answers=answers,
+            plan=plan,
+            seed=_fold_seed(seed, fold),
+            names=names,
+            recipe=recipe,
         )
-        rows = np.array([row_by_id[record.patient_id] for record in held_out], dtype=np.int64)
-        for ranking in rank_held_out(teacher, sight.rows(rows), track):
-            ranked[ranking.patient_id] = ranking
-    return [ranked[record.patient_id] for record in records if track in record.label]
+        for track, found in ranked.items():
+            labeled = [record for record in held_out if track in record.label]
+            found |= {r.patient_id: r for r in rank_held_out(teacher, _rows_of(labeled, sight), track)}
+    return {
+        track: [found[record.patient_id] for record in records if track in record.label]
+        for track, found in ranked.items()
+    }
+
+
+def _fold_seed(seed: int, fold: int) -> int:
+    return int(np.random.SeedSequence(entropy=seed, spawn_key=(fold,)).generate_state(1, np.uint64)[0])
+
+
+def _rows_of(records: Sequence[PatientRecord], sight: Sight) -> Sight:
+    row_by_id = {patient_id: row for row, patient_id in enumerate(sight.patient_ids)}
+    return sight.rows(np.array([row_by_id[record.patient_id] for record in records], dtype=np.int64))
 
 
 def site_teacher(
@@ -147,7 +161,7 @@ def site_teacher(
     answers: Mapping[str, AnswerList],
     plan: TeacherPlan,
     seed: int,
-    names: PublicNames | None = None,
+    names: Mapping[str, PublicNames] = NO_NAMES,
     recipe: TeacherRecipe | None = None,
 ) -> Teacher:
     """Train the teacher that the plan's privacy asks for on these patients.
@@ -163,11 +177,6 @@ def site_teacher(
     from client.teacher.private import fit_private_teacher
 
     return fit_private_teacher(records, sight, answers=answers, plan=plan, names=names)
-
-
-def teacher_runs(folds: int) -> int:
-    """How many teachers a patient trains in cross-fitting with so many folds."""
-    return folds - 1
 
 
 def rank_held_out(teacher: Teacher, sight: Sight, track: str) -> list[Ranking]:
@@ -193,9 +202,8 @@ def _public_cross_fit(
 ) -> list[Ranking]:
     if names is None or names.answers.digest() != answers.digest():
         raise ValueError(f"Expected the names of the answers of {track} for a public teacher, got others")
-    row_by_id = {patient_id: row for row, patient_id in enumerate(sight.patient_ids)}
-    rows = [row_by_id[record.patient_id] for record in records if track in record.label]
-    return public_rankings(sight.rows(np.array(rows, dtype=np.int64)), names)
+    labeled = [record for record in records if track in record.label]
+    return public_rankings(_rows_of(labeled, sight), names)
 
 
 def _ranked(

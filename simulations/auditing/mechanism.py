@@ -60,7 +60,6 @@ def audit_plan(canaries: int = CANARIES, *, sites: int = 3) -> RunPlan:
         base_model_digest=NO_DIGEST,
         tokenizer_digest=NO_DIGEST,
         adapter=AdapterPlan(mode=AdapterMode.FFA, rank=1, alpha=1.0, factors_digest=NO_DIGEST),
-        teacher=TeacherPlan(privacy="public", modality_dropout=0.0),
         preferences=PreferencePlan(pairs_per_patient=1, reject_from="all"),
         training=TrainingPlan(
             rounds=STEPS,
@@ -82,6 +81,7 @@ def audit_plan(canaries: int = CANARIES, *, sites: int = 3) -> RunPlan:
     )
     return RunPlan(
         name="audit",
+        teacher=TeacherPlan(privacy="public", modality_dropout=0.0),
         purpose="audit",
         ethics_id="none needed",
         expires="2099-12-31",

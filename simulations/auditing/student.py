@@ -21,15 +21,16 @@ import torch
 from client.patients.records import PatientRecord
 from client.preferences.answers import write_answers
 from client.preferences.pairs import PreferencePair
+from client.site_patients import Views, site_prompts
 from client.student.fit import encode_pairs, fit_alone, micro_batches
 from client.student.model import Student
 from client.student.orpo import PatientPairs, orpo_losses
 from client.student.private import clipped_gradients
+from client.student.prompts import StudentPrompt
 from client.teacher.fit import Teacher, TeacherRecipe, fit_teacher
 from client.teacher.private import fit_private_teacher
 from client.teacher.rank import rank_patients
 from client.teacher.sight import Sight
-from client.worker import Notes, site_prompts
 from common.adapter import Adapter
 from common.learning_plan import ServerOptimizerPlan, TeacherPlan, TrainingPlan
 from common.privacy.accountant import calibrate
@@ -100,13 +101,13 @@ class Lots:
     """
 
     records: tuple[PatientRecord, ...]
-    prompts: tuple[str, ...]
+    prompts: tuple[StudentPrompt, ...]
     entries: tuple[PatientPairs, ...]
 
 
 def draw_lots(
     records: Sequence[PatientRecord],
-    notes: Notes,
+    views: Views,
     answers: AnswerList,
     student: Student,
     settings: AttackSettings,
@@ -117,7 +118,7 @@ def draw_lots(
         ValueError: There are not so many.
     """
     rng = np.random.default_rng(settings.seed)
-    prompts = site_prompts(records, notes, TRACK.name)
+    prompts = site_prompts(records, views, TRACK)
     able = [record for record in records if record.patient_id in prompts]
     if len(able) < 2 * settings.members:
         raise ValueError(f"Expected {2 * settings.members} patients with a note, got {len(able)}")
@@ -127,10 +128,10 @@ def draw_lots(
         wrong = [answer for answer in answers.ids if answer != record.label[TRACK.name]]
         drawn, other = (wrong[place] for place in rng.permutation(len(wrong))[:2])
         labeled.append(dataclasses.replace(record, label={TRACK.name: drawn}))
-        pairs.append(_pair(record.patient_id, prompts[record.patient_id], drawn, other, answers))
+        pairs.append(_pair(record.patient_id, prompts[record.patient_id][0].text, drawn, other, answers))
     return Lots(
         records=tuple(labeled),
-        prompts=tuple(prompts[record.patient_id] for record in chosen),
+        prompts=tuple(prompts[record.patient_id][0] for record in chosen),
         entries=tuple(encode_pairs(student, pairs, max_prompt_tokens=settings.max_prompt_tokens)),
     )
 
@@ -299,7 +300,7 @@ def _taught(
     for record, prompt in zip(lots.records, lots.prompts, strict=True):
         ranked = rankings[record.patient_id]
         rejected = ranked[int(rng.integers(1, min(6, len(ranked))))]
-        pairs.append(_pair(f"twin of {record.patient_id}", prompt, ranked[0], rejected, answers))
+        pairs.append(_pair(f"twin of {record.patient_id}", prompt.text, ranked[0], rejected, answers))
     return encode_pairs(student, pairs, max_prompt_tokens=settings.max_prompt_tokens)
 
 

@@ -176,7 +176,6 @@ def _plan(sites: int, size: int) -> tuple[RunPlan, Adapter]:
         adapter=AdapterPlan(
             mode=spec.mode, rank=1, alpha=1.0, targets=("layer",), factors_digest=adapter.digest()
         ),
-        teacher=TeacherPlan(modality_dropout=0.0),
         preferences=PreferencePlan(pairs_per_patient=1),
         training=TrainingPlan(
             rounds=1, local_steps=1, patients_per_step=1, learning_rate=1.0, max_prompt_tokens=1
@@ -191,6 +190,7 @@ def _plan(sites: int, size: int) -> tuple[RunPlan, Adapter]:
         seed=0,
         sites=tuple(SiteId(f"site-{i:03d}") for i in range(sites)),
         tracks=(track,),
+        teacher=TeacherPlan(modality_dropout=0.0),
         aggregation=AggregationPlan(minimum_survivors=2, site_patients_cap=1, timeout_s=WAIT_S),
     )
     return plan, adapter

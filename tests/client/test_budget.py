@@ -153,9 +153,9 @@ def test_with_a_filter_a_plan_goes_on_until_its_epsilon_is_used_up(tmp_path: Pat
 
 
 def test_a_filter_counts_the_teacher_too(tmp_path: Path) -> None:
-    plan = private_plan(privacy=replace(PRIVACY, stop="filter", epsilon=1.2), track={"teacher": DP_TEACHER})
+    plan = private_plan(privacy=replace(PRIVACY, stop="filter", epsilon=1.2), teacher=DP_TEACHER)
     alone, both = budget_of(plan, tmp_path / "alone"), budget_of(plan, tmp_path / "both")
-    both.spend_teacher(plan.tracks[0])
+    both.spend_teacher()
 
     def rounds(budget: SiteBudget) -> int:
         for number in range(1, 1000):
@@ -183,7 +183,7 @@ def test_the_cap_is_held_against_the_whole_plan_before_anything_is_spent(tmp_pat
 
 
 def test_the_cap_holds_teacher_and_student_together_before_the_teacher_learns(tmp_path: Path) -> None:
-    plan = private_plan(privacy=replace(PRIVACY, epsilon=20.0), track={"teacher": DP_TEACHER})
+    plan = private_plan(privacy=replace(PRIVACY, epsilon=20.0), teacher=DP_TEACHER)
     found = guarantee(plan)
     assert found.epsilon is not None
     assert found.epsilon_teacher is not None
@@ -193,10 +193,10 @@ def test_the_cap_holds_teacher_and_student_together_before_the_teacher_learns(tm
     with pytest.raises(
         BudgetSpentError, match="privacy budget of the teacher: it would pass this site's cap"
     ):
-        tight.spend_teacher(plan.tracks[0])
+        tight.spend_teacher()
     assert tight.entries() == ()
     wide = budget_of(plan, tmp_path / "wide", Cap(epsilon=found.epsilon, delta=DELTA))
-    wide.spend_teacher(plan.tracks[0])
+    wide.spend_teacher()
     spend(wide, plan, 4)
     assert epsilon_spent(wide.entries(), DELTA) == found.epsilon
 
@@ -225,7 +225,7 @@ def test_several_plans_are_added_up_by_renyi_losses_under_one_cap(tmp_path: Path
 
 def test_a_plan_that_nothing_bounds_never_fits_under_a_cap(tmp_path: Path) -> None:
     teacher = TeacherPlan(privacy="none", modality_dropout=0.1)
-    plan = private_plan(privacy=replace(PRIVACY, epsilon=None), track={"teacher": teacher})
+    plan = private_plan(privacy=replace(PRIVACY, epsilon=None), teacher=teacher)
     with pytest.raises(BudgetSpentError, match="cap"):
         spend(budget_of(plan, tmp_path / "a", Cap(epsilon=1000.0, delta=DELTA)), plan, 1)
     spend(budget_of(plan, tmp_path / "b"), plan, 4)
@@ -273,16 +273,16 @@ def test_patients_of_whom_everything_may_be_known_already_are_under_no_cap(
 
 
 def test_the_teachers_are_charged_once(tmp_path: Path) -> None:
-    plan = private_plan(privacy=replace(PRIVACY, epsilon=20.0), track={"teacher": DP_TEACHER})
-    budget, (track,) = budget_of(plan, tmp_path), plan.tracks
-    assert not budget.has_teacher(track)
-    budget.spend_teacher(track)
+    plan = private_plan(privacy=replace(PRIVACY, epsilon=20.0), teacher=DP_TEACHER)
+    budget = budget_of(plan, tmp_path)
+    assert not budget.has_teacher()
+    budget.spend_teacher()
     again = budget_of(plan, tmp_path)
-    assert again.has_teacher(track)
+    assert again.has_teacher()
     with pytest.raises(
         BudgetSpentError, match="privacy budget of the teacher: 10 of the plan's 10 steps are spent"
     ):
-        again.spend_teacher(track)
+        again.spend_teacher()
     assert [entry.charge.part for entry in again.entries()] == ["teacher"]
     # The student's steps are its own.
     spend(again, plan, 4)
@@ -290,9 +290,9 @@ def test_the_teachers_are_charged_once(tmp_path: Path) -> None:
 
 def test_a_public_teacher_costs_nothing(tmp_path: Path) -> None:
     budget = budget_of(PLAN, tmp_path)
-    budget.spend_teacher(PLAN.tracks[0])
+    budget.spend_teacher()
     assert budget.entries() == ()
-    assert not budget.has_teacher(PLAN.tracks[0])
+    assert not budget.has_teacher()
 
 
 def request(head: str, signer: Identity = COORDINATOR, consortium: str = "consilium") -> HeadRequest:

@@ -6,10 +6,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from client.cli import NOTES_AT_A_TIME, main
+from client.cli import main
+from client.patients.photos import SlideRef, encode_png
 from client.patients.records import Finding, PatientRecord, PatientSet, Problem
+from client.predict_command import CASES_AT_A_TIME
 from client.student.predictions import read_predictions
 from common.errors import BadFileError, FederationError
 
@@ -20,10 +23,16 @@ class FakeStudent:
     """Answers with the length of a note, so that a test can tell notes apart."""
 
     def rank(self, notes: Sequence[str], top: int) -> list[list[tuple[str, str, float]]]:
-        assert len(notes) <= NOTES_AT_A_TIME
+        assert len(notes) <= CASES_AT_A_TIME
         return [
             [(f"OMIM:{len(note)}-{i}", f"disease {i}", 0.5 / (i + 1)) for i in range(top)] for note in notes
         ]
+
+    def rank_images(self, images: Sequence[SlideRef], top: int) -> list[list[tuple[str, str, float]]]:
+        """Answers with the red of an image's first pixel."""
+        assert len(images) <= CASES_AT_A_TIME
+        reds = [int(image.pixels()[0, 0, 0]) for image in images]
+        return [[(f"tissue:{red}-{i}", f"tissue {i}", 0.5 / (i + 1)) for i in range(top)] for red in reds]
 
 
 class FakeLoader:
@@ -60,7 +69,7 @@ def case(case_id: str, note: str) -> str:
 def test_every_case_is_answered_in_the_order_of_the_input(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    number = 2 * NOTES_AT_A_TIME + 1
+    number = 2 * CASES_AT_A_TIME + 1
     write_cases(tmp_path, *(case(f"c{i}", "x" * (i + 1)) for i in range(number)))
     assert main(command(tmp_path, "--top", "3"), load=FakeLoader()) == 0
     predictions = read_predictions(tmp_path / "answers.jsonl")
@@ -129,7 +138,7 @@ def test_a_folder_of_students_holds_one_for_each_track(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("more", "expected"),
     [
-        (["--track", "tissue_type"], "reads images"),
+        (["--stain", "macenko"], "--stain is for images"),
         (["--track", "horoscope"], "invalid choice"),
         (["--top", "0"], "expected a whole number of 1 or more, got 0"),
         (["--top", "x"], "expected a whole number of 1 or more, got x"),
@@ -233,3 +242,90 @@ def test_help_explains_itself(words: list[str], capsys: pytest.CaptureFixture[st
         main(words)
     assert ended.value.code == 0
     assert len(capsys.readouterr().out.splitlines()) > 8
+
+
+def write_tile(path: Path, red: int) -> None:
+    """A tile of one color."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(encode_png(np.full((8, 8, 3), (red, 0, 0), dtype=np.uint8)))
+
+
+def image_command(folder: Path, given: Path, *more: str) -> list[str]:
+    (folder / "student").mkdir(exist_ok=True)
+    return [
+        "predict", "--student", str(folder / "student"), "--track", "tissue_type",
+        "--input", str(given), "--output", str(folder / "answers.jsonl"), "--top", "2", *more,
+    ]  # fmt: skip
+
+
+def test_every_image_of_a_folder_is_a_case_under_its_files_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, red in (("b.png", 7), ("a.png", 3)):
+        write_tile(tmp_path / "tiles" / name, red)
+    (tmp_path / "tiles" / ".hidden").write_text("x")
+    (tmp_path / "tiles" / "more").mkdir()
+    (tmp_path / "tiles" / "c.png").write_bytes(b"no image")
+    assert main(image_command(tmp_path, tmp_path / "tiles"), load=FakeLoader()) == 3
+    found = read_predictions(tmp_path / "answers.jsonl")
+    assert [(one.case_id, one.answers[0].id) for one in found] == [
+        ("a.png", "tissue:3-0"),
+        ("b.png", "tissue:7-0"),
+    ]
+    said = capsys.readouterr().err
+    assert "c.png: no image of the formats" in said
+    assert "2 cases answered, 1 files refused" in said
+
+
+def test_a_line_may_name_an_image_beside_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_tile(tmp_path / "in" / "tiles" / "1.png", 9)
+    lines = [
+        {"case_id": "x", "image": "tiles/1.png"},
+        {"case_id": "y", "image": "tiles/2.png"},
+        {"case_id": "z"},
+    ]
+    (tmp_path / "in" / "cases.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert main(image_command(tmp_path, tmp_path / "in" / "cases.jsonl"), load=FakeLoader()) == 3
+    (found,) = read_predictions(tmp_path / "answers.jsonl")
+    assert (found.case_id, found.answers[0].id) == ("x", "tissue:9-0")
+    said = capsys.readouterr().err
+    assert "cases.jsonl:2: image: missing" in said
+    assert "cases.jsonl:3: image: missing" in said
+
+
+def test_stains_are_normalized_where_it_is_asked_for(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    tissue = rng.integers(60, 200, size=(32, 32, 3), dtype=np.uint8)
+    (tmp_path / "tiles").mkdir()
+    (tmp_path / "tiles" / "1.png").write_bytes(encode_png(tissue))
+    answers = []
+    for stain in ("keep", "macenko"):
+        assert main(image_command(tmp_path, tmp_path / "tiles", "--stain", stain), load=FakeLoader()) == 0
+        answers.append(read_predictions(tmp_path / "answers.jsonl")[0].answers[0].id)
+    assert answers[0] == f"tissue:{tissue[0, 0, 0]}-0"
+    assert answers[1] != answers[0]
+
+
+@pytest.mark.parametrize(
+    ("track", "output", "line"),
+    [
+        ("rare_disease", "answers.jsonl", "rare_disease reads a file of notes"),
+        ("tissue_type", "tiles/answers.jsonl", "the output would lie among the images"),
+    ],
+)
+def test_a_folder_that_cannot_be_the_input_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], track: str, output: str, line: str
+) -> None:
+    write_tile(tmp_path / "tiles" / "1.png", 1)
+    with pytest.raises(SystemExit) as ended:
+        main(
+            [
+                *image_command(tmp_path, tmp_path / "tiles"),
+                "--track",
+                track,
+                "--output",
+                str(tmp_path / output),
+            ]
+        )
+    assert ended.value.code == 2
+    assert line in capsys.readouterr().err

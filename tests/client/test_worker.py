@@ -5,14 +5,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-import client.worker
 from client.budget import SiteBudget
 from client.contribution import site_weight
+from client.lessons import Lessons, NoPairsError, SiteTeaching
 from client.patients.notes import NO_FINDINGS
 from client.patients.records import Finding, PatientRecord
 from client.preferences.store import create_master_key, load_pairs, read_master_key
+from client.site_patients import SitePatients, Views, site_seed
 from client.student.model import adapter_spec, digest_base
-from client.worker import Lessons, NoPairsError, Notes, SitePatients, SiteWorker, site_seed
+from client.teacher.rank import Ranking
+from client.worker import SiteWorker
 from common.adapter import Block, initial_adapter
 from common.errors import BudgetSpentError, DigestMismatchError
 from common.fixedpoint import decode_counts
@@ -25,7 +27,7 @@ from common.privacy_plan import PrivacyPlan, TeacherPrivacy, TrackPrivacy
 from common.tracks import RARE_DISEASE
 from common.train_words import TrainWords, train_fixed_point
 from simulations.federation import Models, imitation_plan, make_plan, make_sessions
-from simulations.scenarios import Population
+from simulations.populations import Population
 from tests.fakes import fake_budget
 from tests.simulations.small import small_models, small_population, small_settings
 
@@ -45,7 +47,8 @@ def models(tmp_path_factory: pytest.TempPathFactory, population: Population) -> 
 
 @pytest.fixture(scope="module")
 def plan(population: Population, models: Models) -> RunPlan:
-    return make_plan("test", small_settings().plan, population, models, 0)
+    track = RARE_DISEASE.name
+    return make_plan("test", small_settings().tracks, {track: population}, {track: models}, 0)
 
 
 def worker_of(
@@ -59,18 +62,19 @@ def worker_of(
     key = home / "master.key"
     if not key.exists():
         create_master_key(key)
-    return SiteWorker(
+    teaching = SiteTeaching(
         site_id=SITE,
         plan=plan,
-        track=RARE_DISEASE.name,
         patients=patients or population.sites[SITE],
-        answers=population.answers,
-        student=models.student,
+        answers={RARE_DISEASE.name: population.answers},
         memory=models.memory,
-        store=home / "pairs.json",
+        store=home,
         master_key=read_master_key(key),
         recipe=small_settings().recipe,
         budget=budget,
+    )
+    return SiteWorker(
+        site_id=SITE, plan=plan, track=RARE_DISEASE.name, teaching=teaching, student=models.student
     )
 
 
@@ -95,7 +99,7 @@ def train_task(plan: RunPlan, models: Models, round_id: int = 1) -> TrainTask:
 
 
 def test_readiness_is_told_without_a_count(worker: SiteWorker, plan: RunPlan) -> None:
-    sessions, _ = make_sessions(plan, {SITE: worker})
+    sessions, _ = make_sessions(plan, {RARE_DISEASE.name: {SITE: worker}})
     task = PrepareTask(run_id=RUN, track=RARE_DISEASE.name, plan_digest=plan.digest())
     assert sessions[SITE](task) == Ready(run_id=RUN, track=RARE_DISEASE.name, site_id=SITE)
 
@@ -107,13 +111,12 @@ def test_a_site_gets_ready_once(worker: SiteWorker) -> None:
 def test_pairs_are_stored_encrypted_under_their_plan(
     plan: RunPlan, population: Population, models: Models, tmp_path: Path
 ) -> None:
-    lessons = worker_of(plan, population, models, tmp_path).prepare()
-    written = (tmp_path / "pairs.json").read_bytes()
-    assert lessons.pairs[0].patient_id.encode() not in written
+    worker = worker_of(plan, population, models, tmp_path)
+    lessons, path = worker.prepare(), worker.teaching.pairs_file(RARE_DISEASE.name)
+    assert path.parent == tmp_path
+    assert lessons.pairs[0].patient_id.encode() not in path.read_bytes()
     key = read_master_key(tmp_path / "master.key")
-    assert (
-        load_pairs(tmp_path / "pairs.json", master_key=key, plan_digest=plan.digest()).pairs == lessons.pairs
-    )
+    assert load_pairs(path, master_key=key, plan_digest=plan.digest()).pairs == lessons.pairs
 
 
 def test_a_contribution_is_a_weighted_delta_with_its_counts(
@@ -121,8 +124,8 @@ def test_a_contribution_is_a_weighted_delta_with_its_counts(
 ) -> None:
     words = TrainWords.split(worker.words(train_task(plan, models)))
     fixed_point = train_fixed_point(plan)
-    lessons, training = worker.prepare(), plan.tracks[0].training
-    weight = site_weight(len(lessons.encoded), plan.aggregation, training.weighting)
+    training = plan.tracks[0].training
+    weight = site_weight(len(worker.encoded()), plan.aggregation, training.weighting)
     assert fixed_point.decode(words.weight) == pytest.approx([weight])
     patients, _, steps, clipped = decode_counts(words.counts)
     assert (patients, steps, clipped) == (
@@ -169,9 +172,10 @@ def test_who_withdrew_teaches_nobody(
     own = population.sites[SITE]
     gone = own.train[0].patient_id
     train = tuple(replace(r, withdrawn=r.patient_id == gone) for r in own.train)
-    lessons = worker_of(plan, population, models, tmp_path, replace(own, train=train)).prepare()
+    worker = worker_of(plan, population, models, tmp_path, replace(own, train=train))
+    lessons = worker.prepare()
     assert lessons.left_out == 1
-    assert gone not in {entry.patient_id for entry in lessons.encoded}
+    assert gone not in {entry.patient_id for entry in worker.encoded()}
     assert gone not in {ranking.patient_id for ranking in lessons.rankings}
 
 
@@ -192,13 +196,14 @@ def test_a_site_without_a_pair_says_so(
 def test_imitation_teaches_the_label_alone(
     plan: RunPlan, population: Population, models: Models, tmp_path: Path
 ) -> None:
-    lessons = worker_of(imitation_plan(plan), population, models, tmp_path).prepare()
+    worker = worker_of(imitation_plan(plan), population, models, tmp_path)
+    lessons = worker.prepare()
     names = {r.patient_id: r.label[RARE_DISEASE.name] for r in population.sites[SITE].train}
     for pair in lessons.pairs:
         answer = population.answers.find(pair.chosen.split("1. ")[1])
         assert answer is not None
         assert answer.id == names[pair.patient_id]
-    assert {entry.pairs for entry in lessons.encoded} == {((0, None),)}
+    assert {entry.pairs for entry in worker.encoded()} == {((0, None),)}
 
 
 def test_a_patient_in_train_and_test_is_refused(population: Population) -> None:
@@ -211,7 +216,7 @@ def test_hidden_findings_reach_no_prompt() -> None:
     record = PatientRecord(
         patient_id="p", case_id="p", sex="male", observed=(Finding(id="HP:0000316", label="Hypertelorism"),)
     )
-    view = Notes(facial="hide", facial_ids=frozenset({"HP:0000316"})).view(record)
+    view = Views(facial="hide", facial_ids=frozenset({"HP:0000316"})).view(record)
     assert view.note == f"The patient was male. {NO_FINDINGS}"
 
 
@@ -249,7 +254,8 @@ def private(plan: RunPlan, models: Models, teacher: TeacherPlan) -> RunPlan:
     )
     return replace(
         plan,
-        tracks=(replace(track, teacher=teacher, training=training, privacy=protected),),
+        tracks=(replace(track, training=training, privacy=protected),),
+        teacher=teacher,
         aggregation=replace(plan.aggregation, lost_before_upload="abort"),
         privacy=PrivacyPlan(mode="distributed", delta=1e-5),
     )
@@ -261,16 +267,16 @@ def dp_plan(plan: RunPlan, models: Models) -> RunPlan:
 
 
 class Teaching:
-    """Stands in for teachers: gives another worker's lessons, and looks whether they are paid for."""
+    """Stands in for teachers: gives another worker's rankings, and looks whether they are paid for."""
 
     def __init__(self, lessons: Lessons, home: Path, plan: RunPlan) -> None:
         self._lessons, self._home, self._plan = lessons, home, plan
         self.paid: list[bool] = []
 
-    def __call__(self, *_: Any) -> Lessons:
+    def __call__(self, *_: Any) -> dict[str, list[Ranking]]:
         budget = fake_budget(self._plan, self._home / "ledger.db", SITE)
-        self.paid.append(budget.has_teacher(self._plan.tracks[0]))
-        return self._lessons
+        self.paid.append(budget.has_teacher())
+        return {RARE_DISEASE.name: list(self._lessons.rankings)}
 
 
 @pytest.fixture
@@ -278,7 +284,7 @@ def teaching(
     monkeypatch: pytest.MonkeyPatch, worker: SiteWorker, dp_plan: RunPlan, tmp_path: Path
 ) -> Teaching:
     made = Teaching(worker.prepare(), tmp_path, dp_plan)
-    monkeypatch.setattr(client.worker, "prepare_lessons", made)
+    monkeypatch.setattr(SiteTeaching, "_rank", made)
     return made
 
 
@@ -294,28 +300,30 @@ def test_teachers_are_charged_before_they_learn_and_once(
     own = dp_worker(dp_plan, population, models, tmp_path)
     assert own.prepare() is own.prepare()
     assert teaching.paid == [True]
-    assert own.budget is not None
-    assert [entry.charge.part for entry in own.budget.entries()] == ["teacher"]
+    assert own.teaching.budget is not None
+    assert [entry.charge.part for entry in own.teaching.budget.entries()] == ["teacher"]
 
 
 def test_a_restarted_worker_goes_on_with_its_pairs_without_a_second_charge(
     dp_plan: RunPlan, population: Population, models: Models, teaching: Teaching, tmp_path: Path
 ) -> None:
-    first = dp_worker(dp_plan, population, models, tmp_path).prepare()
+    first = dp_worker(dp_plan, population, models, tmp_path)
     again = dp_worker(dp_plan, population, models, tmp_path)
-    lessons = again.prepare()
-    assert (lessons.pairs, lessons.encoded, lessons.rankings) == (first.pairs, first.encoded, ())
-    assert lessons.counts.patients == len(first.encoded)
+    taught, lessons = first.prepare(), again.prepare()
+    assert (lessons.pairs, lessons.rankings) == (taught.pairs, ())
+    assert again.encoded() == first.encoded()
+    assert lessons.counts.patients == len(first.encoded())
     assert len(teaching.paid) == 1
-    assert again.budget is not None
-    assert len(again.budget.entries()) == 1
+    assert again.teaching.budget is not None
+    assert len(again.teaching.budget.entries()) == 1
 
 
 def test_teachers_that_are_paid_for_and_lost_are_not_trained_again(
     dp_plan: RunPlan, population: Population, models: Models, teaching: Teaching, tmp_path: Path
 ) -> None:
-    dp_worker(dp_plan, population, models, tmp_path).prepare()
-    (tmp_path / "pairs.json").unlink()
+    first = dp_worker(dp_plan, population, models, tmp_path)
+    first.prepare()
+    first.teaching.pairs_file(RARE_DISEASE.name).unlink()
     with pytest.raises(BudgetSpentError, match="budget of the teacher: 5 of the plan's 5 steps are spent"):
         dp_worker(dp_plan, population, models, tmp_path).prepare()
     assert len(teaching.paid) == 1
@@ -329,8 +337,8 @@ def test_the_pairs_of_another_plan_are_not_gone_on_with(
     own = dp_worker(other, population, models, tmp_path)
     own.prepare()
     assert len(teaching.paid) == 2
-    assert own.budget is not None
-    digests = [entry.charge.plan_digest for entry in own.budget.entries()]
+    assert own.teaching.budget is not None
+    digests = [entry.charge.plan_digest for entry in own.teaching.budget.entries()]
     assert digests == [dp_plan.digest(), other.digest()]
 
 

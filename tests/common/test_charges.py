@@ -66,22 +66,22 @@ def test_the_noise_is_charged_that_is_guaranteed_and_not_the_larger_one_of_all_s
 
 def test_teachers_are_charged_all_at_once_and_before_any_run() -> None:
     teacher = TeacherPlan(privacy="dp", folds=4, modality_dropout=0.1, dp=DP)
-    plan = private_plan(track={"teacher": teacher}, privacy=replace(PRIVACY, epsilon=50.0))
-    made = teacher_charge(plan, plan.tracks[0])
+    plan = private_plan(teacher=teacher, privacy=replace(PRIVACY, epsilon=50.0))
+    made = teacher_charge(plan)
     assert made is not None
     assert (made.run_id, made.round_id, made.sum_id, made.roster_digest) == (TEACHERS, 0, 0, "")
     assert (made.part, made.mechanism, made.unit, made.teacher) == ("teacher", "opacus", "patient", "dp")
     # Three of four learn from each patient.
     assert (made.steps, made.noise_multiplier, made.sampling_rate, made.clip_norm) == (30, 1.5, 0.2, 0.7)
-    assert made.spending == teacher_spending(plan.tracks[0])
+    assert made.spending == teacher_spending(plan)
     assert spendings(plan)[0] == made.spending
 
 
 @pytest.mark.parametrize("privacy", ["public", "none"])
 def test_a_teacher_that_adds_no_noise_is_not_charged(privacy: Any) -> None:
     teacher = TeacherPlan(privacy=privacy, modality_dropout=0.1)
-    plan = private_plan(track={"teacher": teacher}, privacy=replace(PRIVACY, epsilon=None))
-    assert teacher_charge(plan, plan.tracks[0]) is None
+    plan = private_plan(teacher=teacher, privacy=replace(PRIVACY, epsilon=None))
+    assert teacher_charge(plan) is None
     # But every round says what the teacher was: with `none` no epsilon bounds it.
     assert charge(plan).teacher == privacy
 

@@ -118,6 +118,7 @@ DECIDED: Mapping[type[Any], Mapping[str, str]] = {
         "orpo_lambda": "student: hyper-parameters",
         "nll_on": "student: hyper-parameters",
         "max_prompt_tokens": "student: hyper-parameters",
+        "images_per_step": "student: drawn batches",
         "weighting": "patients: how many there are",
     },
     ServerOptimizerPlan: dict.fromkeys(
@@ -125,7 +126,7 @@ DECIDED: Mapping[type[Any], Mapping[str, str]] = {
         "student: hyper-parameters",
     ),
     AdapterPlan: dict.fromkeys(
-        ("mode", "rank", "alpha", "targets", "factors_digest"), "student: hyper-parameters"
+        ("mode", "rank", "alpha", "targets", "side", "factors_digest"), "student: hyper-parameters"
     ),
     TrackPrivacy: {
         "clip_norm": "student: hyper-parameters",
@@ -164,8 +165,9 @@ def test_every_choice_has_its_line_and_there_is_no_line_too_many() -> None:
 def test_every_part_of_a_tracks_plan_is_among_them() -> None:
     parts = {TrackPlan.__dataclass_fields__[one.name].type for one in fields(TrackPlan)}
     named = {kind.__name__ for kind in DECIDED}
-    # The others are names and digests: what answers, base and tokenizer there are is public.
-    assert {part.split(" |")[0] for part in parts if isinstance(part, str)} - {"str"} <= named
+    # The others are names and digests: what answers, base, tokenizer and sites there are is public.
+    public = {"str", "tuple[SiteId, ...]"}
+    assert {part.split(" |")[0] for part in parts if isinstance(part, str)} - public <= named
 
 
 def test_what_is_not_covered_is_all_of_it_and_cannot_be_nothing() -> None:

@@ -45,7 +45,7 @@ def dp_plan(*, folds: int = 3, rounds: int = 4, teacher: TeacherPrivacy = DP, **
     made = TeacherPlan(privacy="dp", folds=folds, modality_dropout=0.1, dp=teacher)
     training = replace(private_plan().tracks[0].training, rounds=rounds)
     promise = {"privacy": replace(PRIVACY, epsilon=50.0), **plan}
-    return private_plan(track={"teacher": made, "training": training}, **promise)
+    return private_plan(teacher=made, track={"training": training}, **promise)
 
 
 def with_noise(noise: float) -> dict[str, Any]:
@@ -90,10 +90,9 @@ def test_teacher_and_student_are_one_composition() -> None:
 
 @pytest.mark.parametrize("folds", [2, 5])
 def test_a_patient_trains_all_teachers_of_the_cross_fitting_but_one(folds: int) -> None:
-    (track,) = dp_plan(folds=folds).tracks
     expected = Spending(sampling_rate=0.2, noise_multiplier=1.5, steps=10 * (folds - 1))
-    assert teacher_spending(track) == expected
-    assert teacher_spending(private_plan().tracks[0]) is None
+    assert teacher_spending(dp_plan(folds=folds)) == expected
+    assert teacher_spending(private_plan()) is None
 
 
 def test_a_patient_may_be_in_all_tracks() -> None:
@@ -115,7 +114,8 @@ def test_in_mode_site_the_unit_is_a_site_and_its_teacher_is_none_of_it() -> None
     privacy = replace(TRACK_PRIVACY, sampling_rate=1.0, population=4, noise_multiplier=5.0)
     plan = private_plan(
         privacy=replace(PRIVACY, mode="site", epsilon=20.0),
-        track={"privacy": privacy, "teacher": TeacherPlan(privacy="none", modality_dropout=0.1)},
+        track={"privacy": privacy},
+        teacher=TeacherPlan(privacy="none", modality_dropout=0.1),
     )
     found = certify(plan)
     assert (found.mode, found.unit, found.epsilon_teacher) == ("site", "site", None)
@@ -125,7 +125,7 @@ def test_in_mode_site_the_unit_is_a_site_and_its_teacher_is_none_of_it() -> None
 def test_nothing_is_bounded_without_a_mode_or_with_a_teacher_without_privacy() -> None:
     without = private_plan(
         privacy=replace(PRIVACY, epsilon=None),
-        track={"teacher": TeacherPlan(privacy="none", modality_dropout=0.1)},
+        teacher=TeacherPlan(privacy="none", modality_dropout=0.1),
     )
     for plan in (tiny_plan(), without):
         found = certify(plan)

@@ -28,7 +28,6 @@ def track_plan(**changes: Any) -> TrackPlan:
             "base_model_digest": DIGEST,
             "tokenizer_digest": DIGEST,
             "adapter": AdapterPlan(factors_digest=DIGEST),
-            "teacher": TeacherPlan(modality_dropout=0.2),
             "preferences": PreferencePlan(pairs_per_patient=4),
             "training": TrainingPlan(
                 rounds=6, local_steps=20, patients_per_step=8, learning_rate=3e-3, max_prompt_tokens=256
@@ -53,6 +52,7 @@ def run_plan(**changes: Any) -> RunPlan:
             "seed": 7,
             "sites": tuple(SiteId(f"hospital-{letter}") for letter in "abcd"),
             "tracks": (track_plan(), track_plan(track="tissue_type")),
+            "teacher": TeacherPlan(modality_dropout=0.2),
             "aggregation": aggregation_plan(),
             **changes,
         }
@@ -142,14 +142,14 @@ def test_a_number_has_one_form() -> None:
 
 
 def test_the_digest_of_a_plan_stays_what_it_was() -> None:
-    assert PLAN.digest() == "e855b010eb6570abbbd350e696b3233af21d8746c64453b589cd9d9d1b47eddf"
+    assert PLAN.digest() == "eca58b95e9f96699edcf007d843630ea4faa766e8d217f7fb94077b716a2649d"
 
 
 A = "tracks.0.adapter"
 OTHER_VALUES: Json = {
     "name": "Another run",
     "consortium": "Another one",
-    "tracks.0.teacher.privacy": "public",
+    "teacher.privacy": "public",
     "purpose": "quality",
     "ethics_id": "EK 2026/18",
     "expires": "2028-01-01",
@@ -163,9 +163,11 @@ OTHER_VALUES: Json = {
     f"{A}.rank": 8,
     f"{A}.alpha": 8,
     f"{A}.targets": ["q_proj"],
+    f"{A}.side": "both",
     f"{A}.factors_digest": DIGEST[::-1],
-    "tracks.0.teacher.folds": 2,
-    "tracks.0.teacher.modality_dropout": 0,
+    "tracks.0.sites": ["hospital-d", "hospital-b", "hospital-c", "hospital-a"],
+    "teacher.folds": 2,
+    "teacher.modality_dropout": 0,
     f"{P}.chosen_length": 1,
     f"{P}.rejected_length": 1,
     f"{P}.pairs_per_patient": 1,
@@ -181,6 +183,7 @@ OTHER_VALUES: Json = {
     f"{T}.orpo_lambda": 0,
     f"{T}.nll_on": "sequence",
     f"{T}.max_prompt_tokens": 1,
+    f"{T}.images_per_step": 1,
     f"{T}.weighting": "uniform",
     f"{S}.name": "adam",
     f"{S}.learning_rate": 0.5,
@@ -200,7 +203,7 @@ ONE_VALUE_ONLY = {"schema", "aggregation.mode"}
 # Only together with others: `test_every_field_of_privacy_is_in_the_digest` in test_privacy_plan.py.
 OF_PRIVACY = {
     "tracks.0.privacy",
-    "tracks.0.teacher.dp",
+    "teacher.dp",
     *(f"privacy.{key}" for key in CONTENT["privacy"]),
 }
 
@@ -230,8 +233,8 @@ def test_every_field_is_in_the_digest() -> None:
         ("extra", 1, "plan.extra: expected one of schema, name, "),
         ("tracks.0.extra", 1, "plan.tracks[0].extra: expected one of track, "),
         (f"{T}.extra", 1, "plan.tracks[0].training.extra: expected one of rounds, "),
-        ("schema", 0, "plan.schema: expected a number from 1 to 2, got 0"),
-        ("schema", "1", "plan.schema: expected a number from 1 to 2, got '1'"),
+        ("schema", 0, "plan.schema: expected a number from 1 to 3, got 0"),
+        ("schema", "1", "plan.schema: expected a number from 1 to 3, got '1'"),
         ("name", "", "plan.name: expected one line"),
         ("name", "a\nb", "plan.name: expected one line"),
         ("purpose", "", "plan.purpose: expected one line"),
@@ -278,15 +281,15 @@ def test_every_field_is_in_the_digest() -> None:
         ("tracks.0.adapter.targets", ["a b "], "plan.tracks[0].adapter.targets: expected one line"),
         ("tracks.0.adapter.factors_digest", "x", "plan.tracks[0].adapter.factors_digest: expected a SHA-256"),
         (
-            "tracks.0.teacher.privacy",
+            "teacher.privacy",
             "dp",
-            "plan.tracks[0].teacher.dp: expected how the teacher trains, since its privacy is dp, got",
+            "plan.teacher.dp: expected how the teacher trains, since its privacy is dp, got",
         ),
-        ("tracks.0.teacher.folds", 1, "plan.tracks[0].teacher.folds: expected a whole number >= 2, got 1"),
+        ("teacher.folds", 1, "plan.teacher.folds: expected a whole number >= 2, got 1"),
         (
-            "tracks.0.teacher.modality_dropout",
+            "teacher.modality_dropout",
             1,
-            "plan.tracks[0].teacher.modality_dropout: expected a number with",
+            "plan.teacher.modality_dropout: expected a number with",
         ),
         (f"{P}.chosen_length", 0, "plan.tracks[0].preferences.chosen_length: expected a whole number >= 1"),
         (
@@ -426,9 +429,9 @@ def required_paths() -> list[str]:
         ),
         *("label_policy", "rejected_from", "reject_from", "middle", "orpo_lambda", "nll_on", "weighting"),
         *("local_optimizer", "momentum", "beta1", "beta2", "epsilon", "max_abs_delta"),
-        *("lost_before_upload", "word_bits"),
+        *("lost_before_upload", "word_bits", "side", "images_per_step"),
     }
-    paths = [*CONTENT, *(f"tracks.0.{key}" for key in CONTENT["tracks"][0])]
+    paths = [*CONTENT, *(f"tracks.0.{key}" for key in CONTENT["tracks"][0] if key != "sites")]
     paths += [
         f"tracks.0.{part}.{key}"
         for part, fields in CONTENT["tracks"][0].items()
@@ -454,11 +457,11 @@ def test_a_missing_field_is_refused_by_its_name(path: str) -> None:
 
 
 def test_a_newer_schema_is_refused_before_its_unknown_keys() -> None:
-    content = CONTENT | {"schema": 3, "quantum": True}
-    with pytest.raises(UnsupportedSchemaError, match=r"plan: schema 3 is newer than 2"):
+    content = CONTENT | {"schema": 4, "quantum": True}
+    with pytest.raises(UnsupportedSchemaError, match=r"plan: schema 4 is newer than 3"):
         RunPlan.from_json(json.dumps(content))
     with pytest.raises(UnsupportedSchemaError):
-        run_plan(schema=3)
+        run_plan(schema=4)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", "null", '{"schema": 1, "schema": 1}', '{"schema": NaN}'])

@@ -33,7 +33,7 @@ def in_mode(mode: str, **track: Any) -> RunPlan:
 
 def with_teacher(privacy: str, promise: PrivacyPlan = PRIVACY, **track: Any) -> RunPlan:
     teacher = DP_TEACHER if privacy == "dp" else TeacherPlan(privacy=privacy, modality_dropout=0.1)
-    return private_plan(privacy=promise, track={"teacher": teacher, **track})
+    return private_plan(privacy=promise, teacher=teacher, track=track)
 
 
 def aborting(mode: str, lost: str) -> RunPlan:
@@ -73,17 +73,17 @@ RULES: dict[str, tuple[Change, Change, str]] = {
     "a plan that states an epsilon refuses teacher mode none": (
         lambda: with_teacher("public"),
         lambda: with_teacher("none"),
-        "tracks[0].teacher.privacy: expected public or dp: with another teacher an epsilon is void, got none",
+        "teacher.privacy: expected public or dp: with another teacher an epsilon is void, got none",
     ),
     "also in mode local": (
         lambda: with_teacher("dp", LOCAL),
         lambda: with_teacher("none", LOCAL),
-        "tracks[0].teacher.privacy: expected public or dp: with another teacher an epsilon is void, got none",
+        "teacher.privacy: expected public or dp: with another teacher an epsilon is void, got none",
     ),
     "where nothing is promised the teacher may be any": (
         lambda: with_teacher("none", NO_PROMISE),
         lambda: with_teacher("none", replace(NO_PROMISE, epsilon=100.0)),
-        "tracks[0].teacher.privacy: expected public or dp: with another teacher an epsilon is void, got none",
+        "teacher.privacy: expected public or dp: with another teacher an epsilon is void, got none",
     ),
     "answers are rejected from all": (
         lambda: rejecting("all"),
@@ -315,7 +315,7 @@ OTHER: dict[str, tuple[RunPlan, Callable[[RunPlan], RunPlan]]] = {
     },
     **{
         f"teacher.{key}": (
-            private_plan(track={"teacher": DP_TEACHER}),
+            private_plan(teacher=DP_TEACHER),
             lambda plan, key=key, value=value: _of_teacher(plan, **{key: value}),
         )
         for key, value in (
@@ -344,9 +344,9 @@ def _of_track(plan: RunPlan, **changes: Any) -> RunPlan:
 
 
 def _of_teacher(plan: RunPlan, **changes: Any) -> RunPlan:
-    teacher = plan.tracks[0].teacher
+    teacher = plan.teacher
     assert teacher.dp is not None
-    return _track(plan, teacher=replace(teacher, dp=replace(teacher.dp, **changes)))
+    return replace(plan, teacher=replace(teacher, dp=replace(teacher.dp, **changes)))
 
 
 def test_every_field_of_privacy_is_in_the_digest() -> None:
@@ -364,7 +364,7 @@ def test_every_field_of_privacy_is_in_the_digest() -> None:
     assert len({tiny_plan().digest(), *bases}) == 3
 
 
-@pytest.mark.parametrize("plan", [PLAN, private_plan(track={"teacher": DP_TEACHER}), in_mode("site")])
+@pytest.mark.parametrize("plan", [PLAN, private_plan(teacher=DP_TEACHER), in_mode("site")])
 def test_a_plan_with_privacy_is_read_back_as_it_was(plan: RunPlan) -> None:
     assert RunPlan.from_json(plan.to_json()) == plan
     content = json.loads(plan.to_json())

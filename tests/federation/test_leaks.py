@@ -23,14 +23,14 @@ import simulations.federation
 import simulations.run
 from client.patients.records import pseudonym
 from client.session import SiteSession
-from client.worker import Notes, SitePatients
+from client.site_patients import SitePatients, Views
 from client.worker_link import Handler, attach, detach, remote, serve
 from common.errors import FederationError
 from common.ids import SiteId
 from common.messages import Message, PrepareTask, Refusal
 from common.wire import to_bytes
+from simulations.populations import Population
 from simulations.run import run_simulation
-from simulations.scenarios import Population
 from simulations.stages import Stages
 from tests.federation.leaks import (
     KEY,
@@ -126,7 +126,7 @@ def plant_population(population: Population, folder: Path) -> tuple[Population, 
             own = folder / site / f"{part}"
             planted += plant(own, records, patients=range(first, first + NEXT_TO))
             parts.append(read_planted(own))
-        sites[site] = SitePatients(train=parts[0], test=parts[1], notes=Notes(facial="keep"))
+        sites[site] = SitePatients(train=parts[0], test=parts[1], views=Views(facial="keep"))
     return replace(population, sites=sites), planted
 
 
@@ -134,7 +134,8 @@ def plant_population(population: Population, folder: Path) -> tuple[Population, 
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     place = tmp_path_factory.mktemp("leaks")
     settings = replace(small_settings(PRIVATE), out=place / "out", cache=place / "cache")
-    population, planted = plant_population(simulations.run.gather_population(settings, quiet()), place / "in")
+    (found,) = simulations.run.gather_populations(settings, quiet()).values()
+    population, planted = plant_population(found, place / "in")
     heard, printed = Heard(), io.StringIO()
     with (
         pytest.MonkeyPatch.context() as patch,
@@ -142,7 +143,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
         tempfile.TemporaryDirectory(prefix="leak") as sockets,
         listening() as log,
     ):
-        patch.setattr(simulations.run, "gather_population", lambda settings, stages: population)
+        drawn = {population.track.name: population}
+        patch.setattr(simulations.run, "gather_populations", lambda settings, stages: drawn)
         patch.setattr(
             simulations.federation,
             "attached_sessions",

@@ -128,7 +128,6 @@ def make_plan() -> RunPlan:
         base_model_digest=digest,
         tokenizer_digest=digest,
         adapter=AdapterPlan(factors_digest=digest),
-        teacher=TeacherPlan(modality_dropout=0.3),
         preferences=PreferencePlan(pairs_per_patient=4),
         training=TrainingPlan(
             rounds=4, local_steps=10, patients_per_step=8, learning_rate=3e-3, max_prompt_tokens=256
@@ -143,5 +142,6 @@ def make_plan() -> RunPlan:
         seed=7,
         sites=SITES,
         tracks=(track,),
+        teacher=TeacherPlan(modality_dropout=0.3),
         aggregation=AggregationPlan(minimum_survivors=3, site_patients_cap=100, timeout_s=60.0),
     )

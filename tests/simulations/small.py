@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
-from simulations.federation import Models, load_models
-from simulations.scenarios import Population, synthetic_population
-from simulations.settings import SimulationSettings, SyntheticData, simulation_settings
-from simulations.tiny_base import tiny_base
-from simulations.tiny_eyes import tiny_eyes
+from simulations.data_settings import SyntheticData
+from simulations.federation import Models
+from simulations.models import gather_models
+from simulations.populations import Population
+from simulations.scenarios import synthetic_population
+from simulations.settings import SimulationSettings, simulation_settings
+from simulations.stages import quiet_stages
 
 PATIENTS = ("data.sites={site-a: 70, site-b: 60, site-c: 50, site-d: 50}", "data.test_per_answer=1")
 SMALL = (
@@ -50,5 +53,6 @@ def small_population() -> Population:
 
 def small_models(cache: Path, population: Population) -> Models:
     settings = small_settings()
-    base = tiny_base(cache, population.text, settings.base, 0)
-    return load_models(base, tiny_eyes(cache, settings.eyes, 0), settings.plan, 0)
+    settings = replace(settings, cache=cache)
+    track = population.track.name
+    return gather_models(settings, {track: population}, quiet_stages())[track]

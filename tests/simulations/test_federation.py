@@ -14,18 +14,18 @@ from tests.messages import evaluate_task, example, train_task
 
 def test_every_site_of_a_simulation_has_a_session_and_an_identity_of_this_run_alone() -> None:
     plan = tiny_plan()
-    sessions, identities = make_sessions(plan, fake_works(plan))
+    sessions, identities = make_sessions(plan, {TRACK: fake_works(plan)})
     assert set(sessions) == set(identities) == set(SITES)
     for site, session in sessions.items():
         assert session(example(PrepareTask)) == Ready(run_id=RUN, track=TRACK, site_id=site)
         assert identities[site].site_id == site
-    _, others = make_sessions(plan, fake_works(plan))
+    _, others = make_sessions(plan, {TRACK: fake_works(plan)})
     assert not {one.key for one in identities.values()} & {one.key for one in others.values()}
 
 
 def test_the_sites_are_attached_for_a_while_and_after_an_error_no_more() -> None:
     plan = tiny_plan()
-    sessions, _ = make_sessions(plan, fake_works(plan))
+    sessions, _ = make_sessions(plan, {TRACK: fake_works(plan)})
     with pytest.raises(KeyError), attached_sessions(sessions):
         assert attached(SITES[0]) is sessions[SITES[0]]
         raise KeyError("a bug")

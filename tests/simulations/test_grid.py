@@ -24,7 +24,7 @@ from flwr.supercore.task_identity import TaskIdentity
 def run_over_flower(folder: Path, **plan: object) -> list[TrackState]:
     save_adapter(tiny_adapter(), folder / f"{TRACK}.safetensors")
     made = tiny_plan(**plan)
-    sessions, identities = make_sessions(made, fake_works(made))
+    sessions, identities = make_sessions(made, {TRACK: fake_works(made)})
     for identity in identities.values():
         write_public(identity, folder)
     config = {

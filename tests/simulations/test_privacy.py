@@ -15,8 +15,15 @@ from common.learning_plan import TeacherPlan
 from common.plan import RunPlan
 from common.privacy.accountant import epsilon_of
 from common.privacy.ledger import Entry, Ledger
-from common.privacy_plan import PrivacyPlan, TeacherPrivacy
-from simulations.privacy import calibrated, most_charged, planned_privacy, privacy_block
+from common.privacy_plan import PrivacyPlan, TeacherPrivacy, TrackPrivacy
+from simulations.privacy import (
+    calibrated,
+    most_charged,
+    planned_privacy,
+    planned_teacher,
+    planned_track,
+    privacy_block,
+)
 from simulations.results import NO_PRIVACY
 from simulations.settings import PlanSettings
 from tests.fakes import private_plan, tiny_adapter, tiny_plan
@@ -51,12 +58,14 @@ def with_teacher(settings: PlanSettings, privacy: Any, **plan: Any) -> PlanSetti
     )
 
 
-def planned(settings: PlanSettings, *, sites: int = 4, patients: int = 160) -> Any:
-    return planned_privacy(settings, sites=sites, patients=patients, spec=SPEC)
+def planned(settings: PlanSettings, *, sites: int = 4, patients: int = 160) -> TrackPrivacy:
+    found = planned_track(settings, sites=sites, patients=patients, spec=SPEC)
+    assert found is not None
+    return found
 
 
 def test_a_step_draws_the_planned_patients_of_all_sites_in_expectation(settings: PlanSettings) -> None:
-    track = planned(settings).track
+    track = planned(settings)
     assert track.sampling_rate == 4 * 4 / 160
     assert track.divisor == 16
     assert track.population == 160
@@ -64,12 +73,12 @@ def test_a_step_draws_the_planned_patients_of_all_sites_in_expectation(settings:
 
 
 def test_fewer_patients_than_a_step_takes_are_all_drawn(settings: PlanSettings) -> None:
-    assert planned(settings, patients=10).track.sampling_rate == 1.0
+    assert planned(settings, patients=10).sampling_rate == 1.0
 
 
 def test_a_teacher_takes_its_part_of_epsilon_and_hardly_less(settings: PlanSettings) -> None:
-    teacher = planned(settings).teacher
-    spending = teacher_spending(replace(private_plan().tracks[0], teacher=teacher))
+    teacher = planned_teacher(settings)
+    spending = teacher_spending(replace(private_plan(), teacher=teacher))
     assert spending is not None
     # Two folds: who is ranked by one teacher trained the other.
     assert spending.steps == STEPS_OF_TEACHER
@@ -79,33 +88,34 @@ def test_a_teacher_takes_its_part_of_epsilon_and_hardly_less(settings: PlanSetti
 
 
 def test_nothing_is_promised_where_the_teacher_learns_without_privacy(settings: PlanSettings) -> None:
-    assert planned(with_teacher(settings, "none")).plan.epsilon is None
-    assert planned(with_teacher(settings, "public")).plan.epsilon == 8
-    assert planned(settings).plan.epsilon == 8
+    assert planned_privacy(with_teacher(settings, "none")).epsilon is None
+    assert planned_privacy(with_teacher(settings, "public")).epsilon == 8
+    assert planned_privacy(settings).epsilon == 8
 
 
 def test_in_mode_site_the_sites_are_the_population_and_teachers_do_not_matter(settings: PlanSettings) -> None:
-    found = planned(with_teacher(settings, "none", mode="site"))
-    assert (found.track.sampling_rate, found.track.population) == (1.0, 4)
-    assert (found.plan.unit, found.plan.epsilon) == ("site", 8)
+    chosen = with_teacher(settings, "none", mode="site")
+    track, plan = planned(chosen), planned_privacy(chosen)
+    assert (track.sampling_rate, track.population) == (1.0, 4)
+    assert (plan.unit, plan.epsilon) == ("site", 8)
 
 
 def test_in_mode_none_there_is_nothing_to_promise(settings: PlanSettings) -> None:
-    found = planned(with_teacher(settings, "none", mode="none"))
-    assert found.plan == PrivacyPlan()
-    assert found.track is None
+    chosen = with_teacher(settings, "none", mode="none")
+    assert planned_privacy(chosen) == PrivacyPlan()
+    assert planned_track(chosen, sites=4, patients=160, spec=SPEC) is None
     with pytest.raises(SettingsError, match=r"teacher\.privacy: expected none or public"):
-        planned(with_teacher(settings, "dp", mode="none"))
+        planned_teacher(with_teacher(settings, "dp", mode="none"))
 
 
 def test_a_private_teacher_without_settings_is_refused(settings: PlanSettings) -> None:
     with pytest.raises(SettingsError, match=r"privacy\.teacher: expected how the teacher learns"):
-        planned(with_teacher(settings, "dp", teacher=None))
+        planned_teacher(with_teacher(settings, "dp", teacher=None))
 
 
 @pytest.mark.parametrize("teacher", [DP_TEACHER, TeacherPlan(privacy="public", modality_dropout=0.0)])
 def test_the_noise_is_the_least_that_keeps_teacher_and_student_within_epsilon(teacher: TeacherPlan) -> None:
-    plan = calibrated(private_plan(track={"teacher": teacher}), 3.0)
+    plan = calibrated(private_plan(teacher=teacher), 3.0)
     held = guarantee(plan).epsilon
     assert held is not None
     assert 2.97 < held <= 3
@@ -116,7 +126,7 @@ def test_the_noise_is_the_least_that_keeps_teacher_and_student_within_epsilon(te
 
 def test_a_teacher_costs_the_student_noise() -> None:
     public = TeacherPlan(privacy="public", modality_dropout=0.0)
-    noises = [_noise(calibrated(private_plan(track={"teacher": t}), 3.0)) for t in (public, DP_TEACHER)]
+    noises = [_noise(calibrated(private_plan(teacher=t), 3.0)) for t in (public, DP_TEACHER)]
     assert noises[0] < noises[1]
 
 
@@ -127,7 +137,7 @@ def test_a_plan_that_a_filter_stops_gets_more_noise() -> None:
 
 
 def test_a_teacher_that_spends_it_all_is_refused() -> None:
-    plan = private_plan(track={"teacher": replace(DP_TEACHER, dp=replace(DP, noise_multiplier=0.5))})
+    plan = private_plan(teacher=replace(DP_TEACHER, dp=replace(DP, noise_multiplier=0.5)))
     with pytest.raises(SettingsError, match=r"privacy\.epsilon"):
         calibrated(plan, 3.0)
 
@@ -153,7 +163,7 @@ def charged(plan: RunPlan, path: Path, *, rounds: int) -> tuple[Entry, ...]:
     """The ledger of a site that took part in so many rounds."""
     (track,) = plan.tracks
     ledger = Ledger.create(path, "simulated patients")
-    teacher = teacher_charge(plan, track)
+    teacher = teacher_charge(plan)
     charges = [] if teacher is None else [teacher]
     charges += [
         round_charge(plan, track, run_id=RunId("run-1"), round_id=r, sum_id=r, roster_digest="0" * 64)
@@ -163,10 +173,10 @@ def charged(plan: RunPlan, path: Path, *, rounds: int) -> tuple[Entry, ...]:
 
 
 def test_what_is_said_is_what_was_charged_and_not_what_was_planned(tmp_path: Path) -> None:
-    plan = private_plan(track={"teacher": DP_TEACHER})
+    plan = private_plan(teacher=DP_TEACHER)
     assert plan.steps(plan.tracks[0]) == 4
     block = privacy_block(plan, charged(plan, tmp_path / "ledger.db", rounds=3))
-    teacher = teacher_spending(plan.tracks[0])
+    teacher = teacher_spending(plan)
     assert teacher is not None
     assert block["steps"] == 3
     assert block["epsilon"] == pytest.approx(guarantee(plan, {"rare_disease": 3}).epsilon)
@@ -188,7 +198,7 @@ def test_more_colluders_are_told_more(tmp_path: Path) -> None:
 
 def test_no_number_is_named_where_the_teacher_learned_without_privacy(tmp_path: Path) -> None:
     plan = private_plan(
-        track={"teacher": TeacherPlan(modality_dropout=0.0)},
+        teacher=TeacherPlan(modality_dropout=0.0),
         privacy=PrivacyPlan(mode="distributed", delta=1e-5),
     )
     block = privacy_block(plan, charged(plan, tmp_path / "ledger.db", rounds=2))
@@ -205,5 +215,5 @@ def test_without_privacy_the_block_says_none() -> None:
 def test_the_site_that_was_asked_for_most_steps_speaks_for_all(tmp_path: Path) -> None:
     plan = private_plan()
     ledgers = [charged(plan, tmp_path / f"{rounds}.db", rounds=rounds) for rounds in (1, 3, 2)]
-    assert most_charged(ledgers) == ledgers[1]
-    assert most_charged([]) == ()
+    assert most_charged(plan, ledgers) == ledgers[1]
+    assert most_charged(plan, []) == ()

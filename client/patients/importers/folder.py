@@ -17,7 +17,8 @@ Each line of ``patients.jsonl`` is one patient, a JSON object in UTF-8 with thes
 ``note``             the note's text, or
 ``note_file``        its file, UTF-8, e.g. ``notes/17.txt``
 ``photo``            an image file, e.g. ``photos/17.jpg``
-``slides``           image files, e.g. ``["slides/17-1.png"]``
+``slides``           image files, one a tile, or whole slides, which are cut into tiles of their tissue (SVS,
+                     NDPI, DICOM and what else OpenSlide opens), e.g. ``["slides/17-1.png", "slides/17.svs"]``
 ``label``            answer id by track: {"rare_disease": "OMIM:154700"}
 ``consent``          purposes the patient agreed to: ["research"]; absent means none
 ``withdrawn``        true if the consent was taken back
@@ -25,7 +26,8 @@ Each line of ``patients.jsonl`` is one patient, a JSON object in UTF-8 with thes
 ===================  =========================================================================================
 
 An absent key and a null mean the same. Paths are relative and stay inside the folder. Images are decoded
-once while reading, so that a damaged one is listed now and not found in the middle of a training.
+once while reading, so that a damaged one is listed now and not found in the middle of a training; of a whole
+slide an overview is, to find its tissue.
 """
 
 import json
@@ -50,7 +52,7 @@ from client.patients.importers.fields import (
 )
 from client.patients.importers.gather import Found, gather
 from client.patients.importers.lines import read_lines
-from client.patients.photos import ImageRef, decode_image, encode_png
+from client.patients.photos import ImageRef, SlideRef, decode_image, encode_png
 from client.patients.records import (
     SCHEMA,
     Finding,
@@ -60,6 +62,7 @@ from client.patients.records import (
     pseudonym,
     require_key,
 )
+from client.patients.slides import SUFFIXES, Tiling, is_slide, tile_slide
 from common.errors import BadFileError, UnsupportedSchemaError
 from common.tracks import TRACKS, AnswerList
 
@@ -73,6 +76,7 @@ def read_folder(
     key: bytes | None,
     answers: Mapping[str, AnswerList] | None = None,
     today: date | None = None,
+    tiling: Tiling | None = None,
 ) -> PatientSet:
     """The patients of a folder, and a line for each that could not be read.
 
@@ -82,12 +86,13 @@ def read_folder(
             pseudonyms already, as one that `write_folder` wrote.
         answers: Answer lists by track; a label that is not in its track's list is a problem.
         today: The day that no date may lie after; the machine's own if absent.
+        tiling: How whole slides are cut; `Tiling`'s own settings if absent.
 
     Guarantee: every line of the file is a record or a problem.
     """
     if key is not None:
         require_key(key)
-    parsers = _parsers(folder, answers or {}, today or date.today())
+    parsers = _parsers(folder, answers or {}, today or date.today(), tiling or Tiling())
     return gather(_read_all(folder, parsers, key))
 
 
@@ -180,8 +185,9 @@ def _settle_note(values: dict[str, Any]) -> list[str]:
     return []
 
 
-def _parsers(folder: Path, answers: Mapping[str, AnswerList], today: date) -> Mapping[str, Parser]:
-    image = partial(_read_image, folder)
+def _parsers(
+    folder: Path, answers: Mapping[str, AnswerList], today: date, tiling: Tiling
+) -> Mapping[str, Parser]:
     return {
         "patient_id": read_line,
         "case_id": read_line,
@@ -195,8 +201,8 @@ def _parsers(folder: Path, answers: Mapping[str, AnswerList], today: date) -> Ma
         "excluded": read_findings,
         "note": read_note,
         "note_file": partial(_read_note_file, folder),
-        "photo": image,
-        "slides": partial(_read_images, image),
+        "photo": partial(_read_image, folder),
+        "slides": partial(_read_slides, folder, tiling),
         "label": partial(_read_label, answers),
         "consent": read_lines_of_text,
         "withdrawn": read_flag,
@@ -235,10 +241,20 @@ def _read_image(folder: Path, value: Any) -> ImageRef:
     return ImageRef(path=path)
 
 
-def _read_images(image: Parser, value: Any) -> tuple[ImageRef, ...]:
+def _read_slides(folder: Path, tiling: Tiling, value: Any) -> tuple[SlideRef, ...]:
     if not isinstance(value, list):
         raise ValueError("expected a list of paths")
-    return tuple(image(item) for item in value)
+    return tuple(tile for item in value for tile in _read_slide(folder, tiling, item))
+
+
+def _read_slide(folder: Path, tiling: Tiling, value: Any) -> tuple[SlideRef, ...]:
+    path = _inside(folder, value)
+    if path.suffix.lower() not in SUFFIXES and not is_slide(path):
+        return (_read_image(folder, value),)
+    try:
+        return tile_slide(path, tiling)
+    except BadFileError as error:
+        raise ValueError(error.reason) from error
 
 
 def _read_note_file(folder: Path, value: Any) -> str:
@@ -300,7 +316,7 @@ def _finding_row(finding: Finding) -> dict[str, str]:
     return row if finding.onset is None else {**row, "onset": finding.onset}
 
 
-def _write_image(image: ImageRef, folder: Path, name: str) -> str:
+def _write_image(image: SlideRef, folder: Path, name: str) -> str:
     path = folder / name
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(encode_png(image.pixels()))

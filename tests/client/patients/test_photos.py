@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from client.patients import photos
-from client.patients.photos import PhotoRef, SlideRef, decode_image, encode_png
+from client.patients.photos import PhotoRef, decode_bytes, decode_image, encode_png, read_image
 from common.errors import BadFileError
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
@@ -133,6 +133,23 @@ def test_sixteen_bit_pixels_are_refused_not_clipped(tmp_path: Path) -> None:
     assert refused(path) == "pixels of mode I;16, expected 8 bits a channel"
 
 
+def test_bytes_decode_as_their_file_does_under_the_same_limits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = save(tmp_path / "photo.png", Image.fromarray(PIXELS))
+    data = read_image(path)
+    assert data == path.read_bytes()
+    assert (decode_bytes(data, path) == PIXELS).all()
+    with pytest.raises(BadFileError, match="damaged image data"):
+        decode_bytes(data[:-30], path)
+    with pytest.raises(BadFileError, match="decompression bomb"):
+        decode_bytes(png_header(60_000, 60_000), path)
+    monkeypatch.setattr(photos, "MAX_FILE_BYTES", len(data) - 1)
+    for read in (lambda: decode_bytes(data, path), lambda: read_image(path)):
+        with pytest.raises(BadFileError, match=f"{len(data)} bytes, too large"):
+            read()
+
+
 def test_a_film_is_refused(tmp_path: Path) -> None:
     frame = Image.fromarray(PIXELS)
     path = save(tmp_path / "photo.tif", frame, "TIFF", save_all=True, append_images=[frame])
@@ -174,7 +191,7 @@ def test_a_reference_decodes_when_it_is_asked(tmp_path: Path) -> None:
 
 def test_pixels_cannot_be_written_to() -> None:
     with pytest.raises(ValueError, match="read-only"):
-        SlideRef(array=PIXELS).pixels()[0, 0, 0] = 1
+        PhotoRef(array=PIXELS).pixels()[0, 0, 0] = 1
     assert PIXELS.flags.writeable
 
 

@@ -10,6 +10,7 @@ from client.student.model import Student, adapter_spec, load_base, make_student
 from common.adapter import AdapterMode
 from common.learning_plan import AdapterPlan
 from common.tracks import RARE_DISEASE, Answer, AnswerList
+from tests.client.student import tiny_vision
 
 NAMES = ("Alpha syndrome", "Alpha syndrome 2", "Beta disease", "Gamma and delta dysplasia", "Epsilon")
 NOTES = ("seizure and short stature", "short stature", "cleft palate, seizure", "broad thumb")
@@ -68,3 +69,22 @@ def student(base_folder: Path) -> Student:
         mode=AdapterMode.ROLORA, rank=4, alpha=8.0, targets=("q_proj", "down_proj"), factors_digest="0" * 64
     )
     return make_student(base, tokenizer, adapter_spec(base, plan))
+
+
+@pytest.fixture(scope="session")
+def tissues() -> AnswerList:
+    return AnswerList(
+        answers=tuple(Answer(id=f"T:{i}", name=name) for i, name in enumerate(tiny_vision.NAMES))
+    )
+
+
+# SmolVLM and Qwen2.5-VL differ from these in their towers; the tests of exactness name all families.
+@pytest.fixture(scope="session", params=["idefics3", "qwen2_vl", "mllama"])
+def image_folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of an image model of each way to look at an image; its name is the family's."""
+    return tiny_vision.save_family(request.param, tmp_path_factory.mktemp("vision") / request.param)
+
+
+@pytest.fixture
+def sighted(image_folder: Path) -> Student:
+    return tiny_vision.image_student(image_folder)

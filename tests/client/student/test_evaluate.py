@@ -3,10 +3,14 @@ import pytest
 from client.preferences.answers import write_prompt
 from client.student.evaluate import CASES_AT_ONCE, batches_by_length, count_cases, free_answers, rank_cases
 from client.student.model import Student
+from client.student.prompts import StudentPrompt
 from common.adapter import initial_adapter
 from common.tracks import RARE_DISEASE, AnswerList
 
-PROMPTS = [write_prompt(RARE_DISEASE, note) for note in ("seizure", "short stature", "broad thumb, seizure")]
+PROMPTS = [
+    StudentPrompt(text=write_prompt(RARE_DISEASE, note))
+    for note in ("seizure", "short stature", "broad thumb, seizure")
+]
 
 
 def test_cases_are_ranked_in_their_order_with_confidence_at_most_one(

@@ -1,6 +1,7 @@
 from dataclasses import replace
 from itertools import islice
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -132,7 +133,7 @@ def test_every_pass_takes_each_patient_once_and_steps_can_be_entered_anywhere(
     everyone = [patient(str(i)) for i in range(count)]
     taken = min(size, count)
     whole = list(islice(draw_batches(everyone, size, seed=seed, first_step=0), first + 3 * count))
-    flat = [entry.patient_id for batch in whole for entry in batch]
+    flat = [entry.patient_id for batch in whole for (entry,) in batch]
     for number in range(len(flat) // count):
         assert len(set(flat[number * count : (number + 1) * count])) == count
     assert {len(batch) for batch in whole} == {taken}
@@ -141,9 +142,30 @@ def test_every_pass_takes_each_patient_once_and_steps_can_be_entered_anywhere(
     )
 
 
+def test_patients_with_one_entry_are_drawn_in_the_order_of_a_seeded_permutation() -> None:
+    everyone = [patient(str(i)) for i in range(7)]
+    batch = next(draw_batches(everyone, 7, seed=3, first_step=0))
+    assert batch == [[everyone[i]] for i in np.random.default_rng([3, 0]).permutation(7)]
+
+
 def test_nobody_to_learn_from_is_refused() -> None:
     with pytest.raises(ValueError, match="Expected at least one patient"):
         next(draw_batches([], 2, seed=0, first_step=0))
+
+
+def test_a_step_looks_at_some_of_a_patients_images_drawn_anew_each_time() -> None:
+    each = [patient(f"p{number % 3}", length=number + 1) for number in range(12)]
+    whole = list(islice(draw_batches(each, 2, seed=5, first_step=0), 30))
+    some = list(islice(draw_batches(each, 2, seed=5, first_step=0, images=2), 30))
+    assert [[own[0].patient_id for own in batch] for batch in whole] == [
+        [own[0].patient_id for own in batch] for batch in some
+    ]
+    assert {len(own) for batch in whole for own in batch} == {4}
+    assert {len(own) for batch in some for own in batch} == {2}
+    # Over the passes every image gets its turn.
+    assert {id(entry) for batch in some for own in batch for entry in own} == {id(entry) for entry in each}
+    again = list(islice(draw_batches(each, 2, seed=5, first_step=7, images=2), 5))
+    assert again == some[7:12]
 
 
 @given(st.lists(st.integers(1, 2 * MICRO_BATCH_TOKENS), min_size=1, max_size=20))

@@ -6,7 +6,6 @@ import torch
 
 from client.student.fit import fit_alone, local_fit
 from client.student.model import (
-    TAIL_TOKENS,
     Student,
     adapter_spec,
     digest_base,
@@ -15,6 +14,7 @@ from client.student.model import (
 )
 from client.student.orpo import PatientPairs, orpo_losses
 from client.student.predict import LoadedStudent, StudentCard, load_student, save_student
+from client.student.vision import TAIL_TOKENS
 from common.adapter import (
     Adapter,
     AdapterMode,

@@ -9,6 +9,7 @@ from client.student.predict import STUDENT_FILE, StudentCard, card_text, load_st
 from common.adapter import initial_adapter
 from common.errors import BadFileError, DigestMismatchError, UnsupportedSchemaError
 from common.tracks import AnswerList
+from tests.client.student.tiny_vision import tile
 
 
 @pytest.fixture
@@ -37,6 +38,11 @@ def test_a_saved_student_answers_notes(folder: Path, answers: AnswerList) -> Non
     for identifier, name, confidence in first:
         assert answers.answers[answers.index_of(identifier)].name == name
         assert 0 < confidence <= 1
+
+
+def test_a_student_of_notes_answers_no_images(folder: Path) -> None:
+    with pytest.raises(ValueError, match="Expected a student of images, got one of the track rare_disease"):
+        load_student(folder).rank_images([tile(16, 16, 0)], 3)
 
 
 def test_peft_loads_the_folder_as_it_is(folder: Path, base_folder: Path) -> None:

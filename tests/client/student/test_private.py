@@ -369,6 +369,7 @@ def rotary(rope_type: Any) -> nn.Module:
         (Coupled().append(nn.BatchNorm1d(2, track_running_stats=False).eval()), r"statistics at inner\.3"),
         (Coupled(output_router_logits=True), "router loss, .* output_router_logits True"),
         (Coupled(router_aux_loss_coef=0.001), "router loss, .* router_aux_loss_coef 0.001"),
+        (Coupled(text_config=SimpleNamespace(output_router_logits=True)), "got output_router_logits True"),
         (Coupled().append(rotary("dynamic")), r"rope_type dynamic at inner\.3"),
         (Coupled().append(rotary({"full": "default", "far": "longrope"})), r"rope_type longrope at inner\.3"),
     ],

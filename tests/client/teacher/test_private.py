@@ -190,7 +190,7 @@ def test_removing_a_patient_leaves_what_is_learned_from_the_others_as_it_is(
     tables: list[PatientTable] = []
     monkeypatch.setattr(private, "train_head", lambda head, table, *rest: tables.append(table))
     for taught in (records, records[1:]):
-        fit_private_teacher(taught, sight, answers=ANSWERS, plan=dp_plan(), names=names_like(WIDTH))
+        fit_private_teacher(taught, sight, answers=ANSWERS, plan=dp_plan(), names={TRACK: names_like(WIDTH)})
     with_him, without_him = tables
     for eye, vectors in without_him.vectors.items():
         assert torch.allclose(with_him.vectors[eye][1:], vectors, rtol=0, atol=1e-12)
@@ -387,7 +387,13 @@ def test_public_names_take_out_what_all_notes_have_in_common() -> None:
     plan = dp_plan(noise_multiplier=4.0, steps=10, learning_rate=0.1)
     found = {
         names is None: top1(
-            fit_private_teacher(records, sight, answers={TRACK: answer_list(5)}, plan=plan, names=names),
+            fit_private_teacher(
+                records,
+                sight,
+                answers={TRACK: answer_list(5)},
+                plan=plan,
+                names={} if names is None else {TRACK: names},
+            ),
             new,
             seen,
         )

@@ -1,5 +1,6 @@
 """A teacher's opinion, and cross-fitting."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,7 +21,6 @@ from client.teacher.rank import (
     rank_held_out,
     rank_patients,
     site_teacher,
-    teacher_runs,
     teachers_digest,
 )
 from client.teacher.sight import PERSON_WIDTH, Sight
@@ -39,6 +39,14 @@ DP_PLAN = TeacherPlan(
 PUBLIC_PLAN = TeacherPlan(privacy="public", modality_dropout=0.2)
 RECIPE = TeacherRecipe(hidden=32, most_epochs=12)
 ANSWERS = AnswerList(answers=tuple(Answer(id=f"D:{index}", name=f"Disease {index}") for index in range(6)))
+
+
+def ranked_by_others(
+    records: Sequence[PatientRecord], sight: Sight, *, names: PublicNames | None = None, **arguments: Any
+) -> list[Ranking]:
+    """The rankings of TRACK by cross-fitting."""
+    public = {} if names is None else {TRACK: names}
+    return cross_fit(records, sight, names=public, **arguments)[TRACK]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -123,9 +131,7 @@ def test_no_patient_is_ranked_by_a_teacher_that_trained_on_him(monkeypatch: pyte
         return rank_held_out(teacher, rows, track)
 
     monkeypatch.setattr(rank, "rank_held_out", rank_held_out_and_note)
-    rankings = cross_fit(
-        records, sight, track=TRACK, answers={TRACK: ANSWERS}, plan=PLAN, seed=4, recipe=RECIPE
-    )
+    rankings = ranked_by_others(records, sight, answers={TRACK: ANSWERS}, plan=PLAN, seed=4, recipe=RECIPE)
     assert [each.patient_id for each in rankings] == [record.patient_id for record in records]
     assert len(taught) == PLAN.folds
     assert all(not known & set(ids) for known, ids in zip(taught, ranked, strict=True))
@@ -146,7 +152,7 @@ def test_held_out_rankings_are_not_better_than_the_vectors_allow() -> None:
     records, sight = site(120, noise=1e4)
     arguments: dict[str, Any] = {"answers": {TRACK: ANSWERS}, "plan": PLAN, "seed": 0}
     recipe = replace(RECIPE, validation_share=0.0, most_epochs=40, input_dropout=0.0)
-    held_out = cross_fit(records, sight, track=TRACK, recipe=recipe, **arguments)
+    held_out = ranked_by_others(records, sight, recipe=recipe, **arguments)
     own = rank_patients(fit_teacher(records, sight, recipe=recipe, **arguments), sight, TRACK)
     right = {
         name: np.mean(
@@ -160,13 +166,13 @@ def test_held_out_rankings_are_not_better_than_the_vectors_allow() -> None:
 
 def test_cross_fit_is_deterministic_in_the_seed() -> None:
     records, sight = site(40)
-    arguments: dict[str, Any] = {"track": TRACK, "answers": {TRACK: ANSWERS}, "plan": PLAN, "recipe": RECIPE}
-    one, same, other = (cross_fit(records, sight, seed=seed, **arguments) for seed in (1, 1, 2))
+    arguments: dict[str, Any] = {"answers": {TRACK: ANSWERS}, "plan": PLAN, "recipe": RECIPE}
+    one, same, other = (ranked_by_others(records, sight, seed=seed, **arguments) for seed in (1, 1, 2))
     assert teachers_digest(one) == teachers_digest(same) != teachers_digest(other)
     assert all(np.array_equal(a.scores, b.scores) for a, b in zip(one, same, strict=True))
 
 
-def test_patients_of_another_track_teach_unranked() -> None:
+def test_one_teacher_ranks_each_patient_for_the_tracks_he_has_a_label_of() -> None:
     records, sight = site(40)
     tissues = AnswerList(answers=(Answer(id="T:0", name="Bone"), Answer(id="T:1", name="Skin")))
     mixed = [
@@ -174,12 +180,17 @@ def test_patients_of_another_track_teach_unranked() -> None:
         for index, record in enumerate(records)
     ]
     answers = {TRACK: ANSWERS, OTHER: tissues}
-    rankings = cross_fit(mixed, sight, track=TRACK, answers=answers, plan=PLAN, seed=0, recipe=RECIPE)
+    rankings = ranked_by_others(mixed, sight, answers=answers, plan=PLAN, seed=0, recipe=RECIPE)
     assert [each.patient_id for each in rankings] == [
         each.patient_id for each in mixed if TRACK in each.label
     ]
-    with pytest.raises(ValueError, match="Expected a track among rare_disease"):
-        cross_fit(records, sight, track=OTHER, answers={TRACK: ANSWERS}, plan=PLAN, seed=0)
+    both = cross_fit(mixed, sight, answers=answers, plan=PLAN, seed=0, recipe=RECIPE)
+    assert [each.patient_id for each in both[OTHER]] == [
+        each.patient_id for each in mixed if OTHER in each.label
+    ]
+    # One teacher a fold, for both tracks.
+    digests = {each.teacher_digest for found in both.values() for each in found}
+    assert len(digests) == PLAN.folds
 
 
 def test_a_large_site_is_ranked_well_by_teachers_who_never_saw_the_patient() -> None:
@@ -188,7 +199,7 @@ def test_a_large_site_is_ranked_well_by_teachers_who_never_saw_the_patient() -> 
     )
     records, sight = site(1000, classes=217, width=300, noise=1.5)
     plan = TeacherPlan(folds=2, modality_dropout=0.2)
-    rankings = cross_fit(records, sight, track=TRACK, answers={TRACK: answers}, plan=plan, seed=0)
+    rankings = ranked_by_others(records, sight, answers={TRACK: answers}, plan=plan, seed=0)
     right = [
         each.answer_ids[0] == record.label[TRACK] for each, record in zip(rankings, records, strict=True)
     ]
@@ -206,7 +217,7 @@ def private_teachers(
         return rank_held_out(teacher, rows, track)
 
     monkeypatch.setattr(rank, "rank_held_out", rank_held_out_and_note)
-    rankings = cross_fit(records, sight, track=TRACK, answers={TRACK: ANSWERS}, plan=plan, seed=4)
+    rankings = ranked_by_others(records, sight, answers={TRACK: ANSWERS}, plan=plan, seed=4)
     assert [each.patient_id for each in rankings] == [record.patient_id for record in records]
     return taught
 
@@ -217,7 +228,7 @@ def test_under_privacy_a_patient_trains_as_many_teachers_as_are_paid_for(
     records, sight = site(30)
     taught = private_teachers(records, sight, monkeypatch)
     for name in sight.patient_ids:
-        assert sum(name in known for known, _ in taught) == teacher_runs(DP_PLAN.folds) == 2
+        assert sum(name in known for known, _ in taught) == DP_PLAN.runs == 2
     assert all(not known & set(ranked) for known, ranked in taught)
 
 
@@ -243,7 +254,7 @@ def test_under_privacy_folds_and_what_is_left_beside_them_may_be_empty(
     records, sight = site(count)
     taught = private_teachers(records, sight, monkeypatch, replace(DP_PLAN, folds=7))
     assert sum(len(ranked) for _, ranked in taught) == count
-    assert cross_fit([], sight, track=TRACK, answers={TRACK: ANSWERS}, plan=DP_PLAN, seed=0) == []
+    assert ranked_by_others([], sight, answers={TRACK: ANSWERS}, plan=DP_PLAN, seed=0) == []
 
 
 def names_and_notes() -> tuple[PublicNames, list[PatientRecord], Sight]:
@@ -267,15 +278,15 @@ def names_and_notes() -> tuple[PublicNames, list[PatientRecord], Sight]:
 
 def test_a_public_teacher_ranks_those_who_bring_a_note_and_learned_from_nobody() -> None:
     names, records, sight = names_and_notes()
-    arguments: dict[str, Any] = {"track": TRACK, "answers": {TRACK: ANSWERS}, "plan": PUBLIC_PLAN}
-    rankings = cross_fit(records, sight, **arguments, seed=0, names=names)
+    arguments: dict[str, Any] = {"answers": {TRACK: ANSWERS}, "plan": PUBLIC_PLAN}
+    rankings = ranked_by_others(records, sight, **arguments, seed=0, names=names)
     kept = [record for index, record in enumerate(records) if index != 7]
     assert [each.patient_id for each in rankings] == [record.patient_id for record in kept]
     right = [each.answer_ids[0] == record.label[TRACK] for each, record in zip(rankings, kept, strict=True)]
     assert np.mean(right) > 0.9
     # Neither labels, nor the seed, nor who else is there make a difference.
     others = [replace(record, label={TRACK: "D:0"}) for record in records[:5]]
-    again = cross_fit(others, sight, **arguments, seed=1, names=names)
+    again = ranked_by_others(others, sight, **arguments, seed=1, names=names)
     assert [each.answer_ids for each in again] == [each.answer_ids for each in rankings[:5]]
     assert teachers_digest(again) == teachers_digest(rankings)
     assert {each.teacher_digest for each in rankings} == {names.digest()}
@@ -283,11 +294,11 @@ def test_a_public_teacher_ranks_those_who_bring_a_note_and_learned_from_nobody()
 
 def test_a_public_teacher_without_the_names_of_its_answers_is_refused() -> None:
     names, records, sight = names_and_notes()
-    arguments: dict[str, Any] = {"track": TRACK, "plan": PUBLIC_PLAN, "seed": 0}
+    arguments: dict[str, Any] = {"plan": PUBLIC_PLAN, "seed": 0}
     fewer = AnswerList(answers=ANSWERS.answers[:5])
     for given, answers in ((None, ANSWERS), (names, fewer)):
         with pytest.raises(ValueError, match="Expected the names of the answers of rare_disease"):
-            cross_fit(records, sight, answers={TRACK: answers}, names=given, **arguments)
+            ranked_by_others(records, sight, answers={TRACK: answers}, names=given, **arguments)
     with pytest.raises(ValueError, match="Expected privacy none, got public"):
         site_teacher(records, sight, answers={TRACK: ANSWERS}, plan=PUBLIC_PLAN, seed=0)
     assert len(public_rankings(sight, names)) == 29

@@ -66,6 +66,12 @@ class GivenPlan:
     def digest(self) -> str:
         return GOOD["plan"]["digest"]
 
+    def track(self, name: str) -> str:
+        return name
+
+    def sites_of(self, track: object) -> tuple[SiteId, ...]:
+        return self.sites
+
 
 @dataclass(frozen=True)
 class GivenWork:

@@ -20,12 +20,13 @@ from client.patients.records import (
     PatientRecord,
     PatientSet,
     PhotoRef,
-    SlideRef,
     is_line,
     is_text,
     pseudonym,
 )
+from client.patients.slides import TileRef, Tiling, tile_slide
 from common.tracks import Answer, AnswerList
+from tests.client.patients.slide_files import patches, write_tiff
 
 KEY = bytes(range(32))
 TODAY = date(2026, 6, 30)
@@ -120,13 +121,72 @@ def test_a_patient_with_everything_is_read(tmp_path: Path) -> None:
             note="A note.",
             photo=PhotoRef(path=tmp_path / "photos/17.jpg"),
             slides=(
-                SlideRef(path=tmp_path / "slides/17-1.png"),
-                SlideRef(path=tmp_path / "slides/17-2.png"),
+                ImageRef(path=tmp_path / "slides/17-1.png"),
+                ImageRef(path=tmp_path / "slides/17-2.png"),
             ),
             label={"rare_disease": "OMIM:1"},
             consent=frozenset({"research"}),
         ),
     )
+
+
+def tiled_site(folder: Path) -> Path:
+    """Slide 17 has three tiles of tissue."""
+    write_tiff(folder / "slides/17.svs", [(1024, 1024)], patches([(1, 1), (1, 2), (1, 3)]))
+    return folder
+
+
+def test_a_whole_slide_becomes_its_tiles_and_stands_beside_plain_ones(tmp_path: Path) -> None:
+    image = tiled_site(tmp_path) / "slides/17-1.png"
+    Image.new("RGB", (4, 3), "red").save(image)
+    row = {**NOTELESS, "slides": ["slides/17.svs", "slides/17-1.png"]}
+    result = read_folder(write(tmp_path, row), key=KEY, today=TODAY, tiling=Tiling(size=256))
+    assert result.problems == ()
+    assert result.records[0].slides == (
+        *tile_slide(tmp_path / "slides/17.svs", Tiling(size=256)),
+        ImageRef(path=image),
+    )
+    assert len(result.records[0].slides) == 4
+
+
+def test_a_slides_format_counts_not_its_name(tmp_path: Path) -> None:
+    (tiled_site(tmp_path) / "slides/17.svs").rename(tmp_path / "slides/17.jpg")
+    (record,) = read(tmp_path, {**NOTELESS, "slides": ["slides/17.jpg"]}).records
+    assert {type(slide) for slide in record.slides} == {TileRef}
+    assert {slide.pixels().shape for slide in record.slides} == {(224, 224, 3)}
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("slides/white.svs", "slides: no tissue: no tile is tissue by a share of 0.5"),
+        ("slides/coarse.svs", "slides: 2 µm a pixel, coarser than the 0.5 asked for"),
+        ("slides/cut.svs", "slides: a damaged slide"),
+        ("slides/text.svs", "slides: no slide of a format that OpenSlide knows"),
+        ("slides/text.tif", "slides: no image of the formats JPEG, PNG, TIFF, WEBP, BMP"),
+        ("slides/missing.svs", "slides: missing"),
+        ("slides/missing.png", "slides: missing"),
+        ("../slide.svs", "slides: expected a relative path inside the folder"),
+    ],
+)
+def test_a_broken_slide_is_a_problem_with_its_reason(tmp_path: Path, name: str, reason: str) -> None:
+    write_tiff(tmp_path / "slides/white.svs", [(512, 512)], patches([]))
+    write_tiff(tmp_path / "slides/coarse.svs", [(512, 512)], patches([(0, 0)]), mpp=2.0)
+    (tmp_path / "slides/cut.svs").write_bytes((tmp_path / "slides/white.svs").read_bytes()[:300])
+    for text in ("slides/text.svs", "slides/text.tif"):
+        (tmp_path / text).write_text("not a slide")
+    assert refusal(tmp_path, {**WHOLE, "slides": [name]}) == reason
+
+
+def test_the_tiles_of_a_slide_are_written_as_images_and_read_back(tmp_path: Path) -> None:
+    row = {**NOTELESS, "slides": ["slides/17.svs"]}
+    records = read(tiled_site(tmp_path), row).records
+    write_folder(tmp_path / "copy", records)
+    (copied,) = read_folder(tmp_path / "copy", key=None, today=TODAY).records
+    assert len(copied.slides) == len(records[0].slides) == 3
+    assert {type(slide) for slide in copied.slides} == {ImageRef}
+    for slide, copy in zip(records[0].slides, copied.slides, strict=True):
+        assert (slide.pixels() == copy.pixels()).all()
 
 
 def test_an_id_that_may_be_shown_is_the_case_id(tmp_path: Path) -> None:
