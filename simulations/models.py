@@ -25,7 +25,7 @@ def gather_models(settings: SimulationSettings, populations: Populations, stages
     bases = {track: gather_base(settings, one, stages) for track, one in populations.items()}
     memory = Memory(gather_eyes(settings, populations, bases, stages))
     return {
-        track: load_models(one.track, bases[track], memory, settings.tracks[track], settings.seed)
+        track: load_models(one.track, bases[track], memory, settings.plans[track], settings.seed)
         for track, one in populations.items()
     }
 

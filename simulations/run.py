@@ -61,7 +61,7 @@ def run_simulation(settings: SimulationSettings, console: Console) -> dict[str, 
         stages = Stages(progress=progress)
         populations = gather_populations(settings, stages)
         models = gather_models(settings, populations, stages)
-        plan = make_plan(settings.name, settings.tracks, populations, models, settings.seed)
+        plan = make_plan(settings.name, settings.plans, populations, models, settings.seed)
         write_atomically(settings.out / "plan.json", plan.to_json() + "\n")
         trained = train_students(settings, plan, populations, models, stages)
         judged = judge_all(settings, plan, populations, models, trained, stages)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 from client.teacher.fit import TeacherRecipe
 from common.adapter import AdapterMode
+from common.canonical import plain
 from common.checks import require, require_once, require_positive
 from common.errors import SettingsError
-from common.learning_plan import PreferencePlan, ServerOptimizerPlan, TeacherMode, TrainingPlan
+from common.learning_plan import PreferencePlan, ServerOptimizerPlan, Side, TeacherMode, TrainingPlan
 from common.plan import AggregationPlan
 from common.privacy.mechanism import Noise
 from common.privacy_plan import PrivacyMode, Stop
@@ -39,6 +41,7 @@ class AdapterSettings:
     rank: int
     alpha: float
     targets: tuple[str, ...]
+    side: Side = "language"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,7 +188,7 @@ class SimulationSettings:
         eyes: Recipe of the tiny photo encoder.
         data: Where the patients come from.
         plan: What the sites agree on, where a track says nothing else.
-        tracks: The same by track: ``plan`` with what the configuration says of that track.
+        tracks: By track, what differs from ``plan``, as a mapping of its keys; see ``plans``.
         recipe: Of the teachers' training.
         alone: Of the students without a federation.
         evaluation: How students are judged.
@@ -210,7 +213,7 @@ class SimulationSettings:
     eyes: EyesRecipe
     data: Data
     plan: PlanSettings
-    tracks: Mapping[str, PlanSettings]
+    tracks: Mapping[str, Any] = field(default_factory=dict)
     recipe: TeacherRecipe = field(default_factory=TeacherRecipe)
     alone: AloneSettings
     evaluation: EvaluationSettings
@@ -225,12 +228,24 @@ class SimulationSettings:
             raise SettingsError("methods", ", ".join(self.methods), "federated_orpo among them")
         if self.threads < 1:
             raise SettingsError("threads", self.threads, "a whole number >= 1")
+        for name, change in self.tracks.items():
+            _require_own(name, change)
         if self.sweep:
             mode = self.plan.privacy.mode
             # One step a round at rate 1, which that mode asks for, is what the modes can be compared at.
             expected = "distributed, from whose plan the points of a sweep are made"
             require(mode == "distributed", "plan.privacy.mode", mode, expected)
             require_once("sweep", [point.name for point in self.sweep])
+
+    @cached_property
+    def plans(self) -> Mapping[str, PlanSettings]:
+        """What is chosen for each track: ``plan``, and what ``tracks`` says of it. SettingsError."""
+        return {
+            name: load_settings(
+                PlanSettings, plain(self.plan), self.tracks.get(name, {}), where=f"settings.tracks.{name}"
+            )
+            for name in TRACKS
+        }
 
 
 def simulation_settings(composed: Mapping[str, Any]) -> SimulationSettings:
@@ -240,28 +255,14 @@ def simulation_settings(composed: Mapping[str, Any]) -> SimulationSettings:
     if kind not in DATA_KINDS:
         raise SettingsError("data.name", kind, f"one of {', '.join(DATA_KINDS)}")
     read = load_settings(DATA_KINDS[str(kind)], dict(data or {}), where="data")
-    rest = {key: value for key, value in composed.items() if key not in ("data", "tracks")}
-    parts = {"data": rest_of(read), "tracks": _tracks(composed.get("plan"), composed.get("tracks"))}
-    return load_settings(SimulationSettings, rest | parts, where="settings")
+    rest = {key: value for key, value in composed.items() if key != "data"}
+    return load_settings(SimulationSettings, rest | {"data": rest_of(read)}, where="settings")
 
 
-def _tracks(plan: Any, by_track: Any) -> dict[str, Any]:
-    """The plan's settings of every track: the common ones, changed by what is said of the track alone."""
-    changes = dict(by_track or {})
-    for name, change in changes.items():
-        require(name in TRACKS, "tracks", repr(name), f"tracks among {', '.join(TRACKS)}")
-        shared = sorted(set(change) - OWN_PARTS)
-        shared += [f"privacy.{key}" for key in change.get("privacy", {}) if key != "clip_norm"]
-        own = f"one of {', '.join(sorted(OWN_PARTS))}: the rest is the plan's for all tracks"
-        require(not shared, f"tracks.{name}", ", ".join(shared), own)
-    return {name: _merged(plan, changes.get(name, {})) for name in TRACKS}
-
-
-def _merged(settings: Any, change: Mapping[str, Any]) -> Any:
-    if not isinstance(settings, Mapping):
-        return settings
-    changed = {
-        key: _merged(settings.get(key, {}), value) if isinstance(value, Mapping) else value
-        for key, value in change.items()
-    }
-    return {**settings, **changed}
+def _require_own(name: str, change: Mapping[str, Any]) -> None:
+    """Refuse changes of one track to what all tracks have in common."""
+    require(name in TRACKS, "tracks", repr(name), f"tracks among {', '.join(TRACKS)}")
+    shared = sorted(set(change) - OWN_PARTS)
+    shared += [f"privacy.{key}" for key in change.get("privacy", {}) if key != "clip_norm"]
+    own = f"keys among {', '.join(sorted(OWN_PARTS))}: the rest is the plan's, for all tracks"
+    require(not shared, f"tracks.{name}", ", ".join(shared), own)

@@ -254,7 +254,8 @@ def make_slide_records(
         rng = stream(seed, Purpose.SLIDES, site_number, split, place)
         answer = TISSUES.answers[case]
         tiles = draw_slides(answer.name, laboratory, rng, most_tiles=most_tiles, size=size)
-        name = f"{site}-{'ab'[split]}{place:05d}"
+        # Apart from the patients of `simulations.hospital`, who may be at the same site.
+        name = f"{site}-slide-{'ab'[split]}{place:05d}"
         records.append(
             PatientRecord(
                 patient_id=name,

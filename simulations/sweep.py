@@ -40,7 +40,7 @@ def sweep_plans(
     return {
         method: make_plan(
             f"{settings.name} {method}",
-            {track: change(its) for track, its in settings.tracks.items()},
+            {track: change(its) for track, its in settings.plans.items()},
             populations,
             models,
             settings.seed,

@@ -67,9 +67,11 @@ class SightRecipe:
         width, layers, heads: Of the language, a Llama.
         see_steps, see_batch, see_rate: Of the first part; rates warm up, then fall as a cosine.
         speak_steps, speak_batch, speak_rate: Of the second.
-        names_share: Share of the drawn tiles whose name is told; tiles given as ``extra`` always are named.
+        names_share: Share of the drawn tiles whose name is told.
         names_right: Share of the told names of drawn tiles that are right; the others are any.
         real_share: Share of what it sees in the first part that real tiles make up where there are any.
+        real_named: Whether it is told the names of real tiles; if not, it has seen their tissues and never
+            heard what they are called.
     """
 
     tiles: int = 4000
@@ -91,6 +93,7 @@ class SightRecipe:
     names_share: float = 0.08
     names_right: float = 0.25
     real_share: float = 0.5
+    real_named: bool = False
 
     def __post_init__(self) -> None:
         if self.size % self.patch or self.size // self.patch % self.scale:
@@ -268,8 +271,15 @@ def _lessons(recipe: SightRecipe, seed: int, extra: PublicTiles | None) -> _Less
         classes=torch.from_numpy(classes),
         measured=torch.from_numpy(measured),
         captions=tuple(write_captions(classes[: recipe.tiles], measured, rng)),
-        names=(*names, *(extra.names if extra else ())),
+        names=(*names, *_heard(recipe, extra)),
     )
+
+
+def _heard(recipe: SightRecipe, extra: PublicTiles | None) -> tuple[str, ...]:
+    """The names of real tiles as they are told, empty where they are not."""
+    if extra is None:
+        return ()
+    return extra.names if recipe.real_named else ("",) * len(extra.names)
 
 
 def _learn_to_see(

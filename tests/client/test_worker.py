@@ -48,7 +48,7 @@ def models(tmp_path_factory: pytest.TempPathFactory, population: Population) -> 
 @pytest.fixture(scope="module")
 def plan(population: Population, models: Models) -> RunPlan:
     track = RARE_DISEASE.name
-    return make_plan("test", small_settings().tracks, {track: population}, {track: models}, 0)
+    return make_plan("test", small_settings().plans, {track: population}, {track: models}, 0)
 
 
 def worker_of(

@@ -18,7 +18,11 @@ from simulations.scenarios import synthetic_population
 from simulations.settings import SimulationSettings, simulation_settings
 from simulations.stages import quiet_stages
 
-PATIENTS = ("data.sites={site-a: 70, site-b: 60, site-c: 50, site-d: 50}", "data.test_per_answer=1")
+PATIENTS = (
+    "data=notes_only",
+    "data.sites={site-a: 70, site-b: 60, site-c: 50, site-d: 50}",
+    "data.test_per_answer=1",
+)
 SMALL = (
     "base={vocabulary: 600, width: 32, layers: 1, heads: 2, steps: 2, batch: 4}",
     "eyes={faces: 32, epochs: 1, batch: 16}",

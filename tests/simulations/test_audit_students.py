@@ -19,14 +19,14 @@ def test_answers_by_lot_are_never_right_and_nobody_is_drawn_twice(tmp_path: Path
     population = small_population()
     models = small_models(tmp_path, population)
     site = population.sites["site-a"]
-    lots = draw_lots(site.train, site.notes, population.answers, models.student, TINY)
+    lots = draw_lots(site.train, site.views, population.answers, models.student, TINY)
     truths = {record.patient_id: record.label for record in site.train}
     drawn = [record.patient_id for record in lots.records]
     assert len(set(drawn)) == 2 * TINY.members == len(lots.entries) == len(lots.prompts)
     assert all(record.label != truths[record.patient_id] for record in lots.records)
     assert [entry.patient_id for entry in lots.entries] == drawn
     with pytest.raises(ValueError, match="patients with a note, got"):
-        draw_lots(site.train[:5], site.notes, population.answers, models.student, TINY)
+        draw_lots(site.train[:5], site.views, population.answers, models.student, TINY)
 
 
 def test_both_attacks_say_whom_they_attacked_and_call_a_chance_result_inconclusive(tmp_path: Path) -> None:

@@ -2,14 +2,14 @@ import numpy as np
 import pytest
 
 from client.patients.records import Finding, PatientRecord
-from client.worker import Notes
+from client.site_patients import Views
 from common.tracks import Answer, AnswerList
 from simulations.linear import features, rank_by_findings
 
 ANSWERS = AnswerList(answers=tuple(Answer(id=f"OMIM:{n}", name=f"disease {n}") for n in range(3)))
 NARROW, BROAD, OTHER, FACIAL = (f"HP:000000{n}" for n in range(1, 5))
 PARENTS = {NARROW: (BROAD,), BROAD: (), OTHER: ()}
-OPEN, HIDING = Notes(), Notes(facial="hide", facial_ids=frozenset({FACIAL}))
+OPEN, HIDING = Views(), Views(facial="hide", facial_ids=frozenset({FACIAL}))
 
 
 def record(
@@ -25,9 +25,9 @@ def record(
     )
 
 
-def first(train: list[PatientRecord], case: PatientRecord, notes: Notes = OPEN, **how: bool) -> str:
+def first(train: list[PatientRecord], case: PatientRecord, views: Views = OPEN, **how: bool) -> str:
     ranked = rank_by_findings(
-        train, [case], ANSWERS, notes, PARENTS, "rare_disease", **{"exclusions": False, **how}
+        train, [case], ANSWERS, views, PARENTS, "rare_disease", **{"exclusions": False, **how}
     )
     return ranked[case.patient_id].answer_ids[0]
 

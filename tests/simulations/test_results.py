@@ -40,7 +40,7 @@ def test_file_has_the_promised_form(sample_run: Any, tmp_path: Path) -> None:
     ]
     assert content["aggregation"]["work_seconds"] == 2.0
     track = content["tracks"]["rare_disease"]
-    assert {"n_train", "n_test", "n_answers", "methods"} == set(track)
+    assert {"n_train", "n_test", "n_answers", "unit", "n_test_units", "methods"} == set(track)
     for name in ("top1", "top10", "invalid_rate", "ece", "coverage", "avoidance", "interval"):
         assert name in track["methods"]["federated_orpo"]
         assert name in track["methods"]["local_orpo"]["site-a"]

@@ -130,7 +130,11 @@ def test_records_hold_the_caseload_and_the_same_seed_gives_the_same_patients() -
     records = make_slide_records(7, 1, 0, counts, site="north", size=16)
     labels = sorted(record.label[TISSUE_TYPE.name] for record in records)
     assert labels == sorted([TISSUES.ids[0], TISSUES.ids[0], TISSUES.ids[-1]])
-    assert [record.patient_id for record in records] == ["north-a00000", "north-a00001", "north-a00002"]
+    assert [record.patient_id for record in records] == [
+        "north-slide-a00000",
+        "north-slide-a00001",
+        "north-slide-a00002",
+    ]
     assert all(record.consent == {"research"} for record in records)
     again = make_slide_records(7, 1, 0, counts, site="north", size=16)
     assert [one.slides for one in again] == [one.slides for one in records]

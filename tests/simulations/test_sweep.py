@@ -26,20 +26,14 @@ from common.errors import SettingsError
 from common.guarantee import guarantee
 from common.metrics import MetricCounts
 from common.plan import RunPlan
-from common.tracks import Answer, AnswerList
+from common.tracks import RARE_DISEASE, Answer, AnswerList
 from server.aggregate import private_mean
+from simulations.data_settings import PhenopacketData, SyntheticData
 from simulations.plots import BarredCurve, Level, draw_barred
 from simulations.results import NO_PRIVACY, predictions_path
 from simulations.run import run_simulation
 from simulations.scores import Outcomes
-from simulations.settings import (
-    METHODS,
-    PhenopacketData,
-    SimulationSettings,
-    SweepPoint,
-    SyntheticData,
-    simulation_settings,
-)
+from simulations.settings import METHODS, SimulationSettings, SweepPoint, simulation_settings
 from simulations.sweep import is_swept, method_of, noise_std, sweep_plans
 from simulations.tradeoff import paired_difference, render_page
 from tests.simulations.small import small_settings
@@ -77,7 +71,9 @@ def models(monkeypatch: pytest.MonkeyPatch) -> Any:
     return SimpleNamespace(base=Path("base"), initial=initial_adapter(spec, 0))
 
 
+TRACK = RARE_DISEASE.name
 POPULATION: Any = SimpleNamespace(
+    track=RARE_DISEASE,
     sites={f"site-{letter}": SimpleNamespace(train=range(300)) for letter in "abcdefghij"},
     answers=AnswerList(answers=(Answer(id="OMIM:1", name="one"), Answer(id="OMIM:2", name="two"))),
 )
@@ -85,7 +81,7 @@ POPULATION: Any = SimpleNamespace(
 
 @pytest.fixture
 def plans(scenario: SimulationSettings, models: Any) -> dict[str, RunPlan]:
-    return sweep_plans(replace(scenario, sweep=POINTS), POPULATION, models)
+    return sweep_plans(replace(scenario, sweep=POINTS), {TRACK: POPULATION}, {TRACK: models})
 
 
 def test_two_points_of_one_epsilon_differ_in_who_draws_the_noise_alone(plans: dict[str, RunPlan]) -> None:
@@ -109,7 +105,7 @@ def test_a_point_spends_its_epsilon_and_its_teacher_a_quarter_of_it(plans: dict[
 def test_the_reference_has_no_noise_and_equal_steps(plans: dict[str, RunPlan]) -> None:
     reference, point = plans["federated_orpo_no_noise"], plans["federated_orpo_local_eps_2"]
     (track,), (other,) = reference.tracks, point.tracks
-    assert (reference.privacy.mode, track.teacher.privacy, track.privacy) == ("none", "none", None)
+    assert (reference.privacy.mode, reference.teacher.privacy, track.privacy) == ("none", "none", None)
     assert (track.training, track.server_optimizer, track.preferences) == (
         other.training,
         other.server_optimizer,
@@ -132,7 +128,7 @@ def test_the_point_that_is_the_runs_own_plan_is_not_trained_again(
 
 
 def test_without_a_sweep_there_is_nothing_to_train(scenario: SimulationSettings, models: Any) -> None:
-    assert sweep_plans(replace(scenario, sweep=()), POPULATION, models) == {}
+    assert sweep_plans(replace(scenario, sweep=()), {TRACK: POPULATION}, {TRACK: models}) == {}
 
 
 def test_the_scenario_asks_for_all_that_is_compared(scenario: SimulationSettings) -> None:
@@ -156,7 +152,7 @@ def test_own_noise_is_sqrt_n_minus_c_minus_d_times_shared_noise_within_2_percent
     monkeypatch.setattr(client.private_words, "clipped_gradients", _nothing)
     privacy = replace(scenario.plan.privacy, colluders=colluders, late_losses=late_losses)
     settings = replace(scenario, plan=replace(scenario.plan, privacy=privacy), sweep=POINTS[1:])
-    made = sweep_plans(settings, POPULATION, models)
+    made = sweep_plans(settings, {TRACK: POPULATION}, {TRACK: models})
     stds = {}
     for mode in ("distributed", "local"):
         plan = made[f"federated_orpo_{mode}_eps_2"]
@@ -216,7 +212,7 @@ def test_a_point_whose_teacher_spends_it_all_is_refused_before_anything_is_train
     greedy = replace(scenario.plan.privacy, teacher=replace(teacher, epsilon=9.0))
     settings = replace(scenario, plan=replace(scenario.plan, privacy=greedy), sweep=POINTS[1:])
     with pytest.raises(SettingsError, match=r"privacy\.epsilon"):
-        sweep_plans(settings, POPULATION, models)
+        sweep_plans(settings, {TRACK: POPULATION}, {TRACK: models})
 
 
 def outcomes(right: Sequence[bool]) -> Outcomes:
