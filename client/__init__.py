@@ -7,6 +7,8 @@ site data     `client.patients`            yields `PatientRecord`s; nothing else
                                            cannot be read is listed, never dropped in silence
 teacher       `client.teacher`             trained and used on site; no function hands its weights to
                                            another package
+lessons       `client.lessons`             one teacher a site, for all of its tracks; `client.site_patients`
+                                           says what reaches a student
 pairs         `client.preferences.pairs`   teacher's ranking -> (prompt, chosen, rejected, margin), patient
                                            id kept for clipping
 ORPO          `client.student`             pairs + adapter -> a local update
@@ -18,9 +20,9 @@ evaluation    `client.student.evaluate`,   only counts leave, inside a sum
               `server.evaluation`
 ============= ============================ ===============================================================
 
-The coordinator sees only the sum of the sites' updates (aggregation mode ``secagg-v1``). Not on the path in
-this version: clinicians' ratings of pairs, noise on a contribution, the privacy budget, the registry of
-released students, serving. A plan says so: its privacy is ``none``.
+The coordinator sees only the sum of the sites' updates (aggregation mode ``secagg-v1``), with noise in it
+where the plan promises something to patients. Not on the path in this version: clinicians' ratings of pairs,
+the registry of released students, serving.
 
 The outermost modules are `client.app`, which Flower starts, and `client.cli`, which people start;
 `client.worker_link` takes a task from the one to the worker, which outlives it.

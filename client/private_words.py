@@ -94,8 +94,8 @@ def _drawn_gradients(
 ) -> Vector:
     """The clipped gradients of a Poisson sample of patients, summed."""
     each = list(entries_by_patient(patients).values())
-    # Which of a patient's images are looked at is between him and the clip: it needs no accounting, and is the
-    # operating system's lot like who is drawn.
+    # Which of a patient's images are looked at is between him and the clip: it needs no accounting, and is by
+    # the operating system's lot like who is drawn.
     drawn = [
         entry
         for place in poisson_sample(len(each), privacy.sampling_rate)

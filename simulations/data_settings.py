@@ -14,7 +14,7 @@ from common.errors import SettingsError
 
 @dataclass(frozen=True, kw_only=True)
 class SyntheticData:
-    """Patients with notes and faces drawn from the casebook of syndromes, patients with drawn slides, or both.
+    """Drawn patients: with notes and faces from the casebook of syndromes, with slides, or with both.
 
     Attributes:
         name: ``synthetic``.

@@ -2,8 +2,8 @@
 
 Only the round's active block is trained. Every step takes the next ``patients_per_step`` patients of a
 shuffled pass over the site's patients, with all that each of them brings; an image student's patient brings
-an entry for every tile, and his loss is the mean over those that a step looks at. The local optimizer starts fresh each
-round: its state is made of patients' data and ends with the round.
+an entry for every tile, and his loss is the mean over those that a step looks at. The local optimizer starts
+fresh each round: its state is made of patients' data and ends with the round.
 """
 
 from __future__ import annotations
@@ -309,7 +309,7 @@ def draw_batches(
             number, index = divmod(place, count)
             if number not in order:
                 order = {number: np.random.default_rng([seed, number]).permutation(count).tolist()}
-            # A stream of its own for each draw: the order of patients is the same however many tiles they have.
+            # A stream of its own for each draw: the order of patients hangs on nobody's number of tiles.
             batch.append(some_of(patients[order[number][index]], images, [seed, number, index]))
             place += 1
         yield batch

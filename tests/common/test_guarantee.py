@@ -19,6 +19,7 @@ from common.guarantee import (
     student_spending,
     teacher_spending,
 )
+from common.ids import SiteId
 from common.learning_plan import TeacherPlan
 from common.plan import RunPlan
 from common.privacy.accountant import RdpFilter, Spending
@@ -80,7 +81,7 @@ def test_teacher_and_student_are_one_composition() -> None:
     assert found.epsilon_teacher == pytest.approx(of_library([teacher]), rel=1e-3)
     assert found.epsilon_teacher is not None
     assert found.epsilon is not None
-    alone = guarantee(replace(plan, tracks=private_plan(track={"training": plan.tracks[0].training}).tracks))
+    alone = guarantee(replace(plan, teacher=private_plan().teacher))
     assert alone.epsilon_teacher == 0
     assert alone.epsilon is not None
     assert max(found.epsilon_teacher, alone.epsilon) < found.epsilon < found.epsilon_teacher + alone.epsilon
@@ -267,3 +268,48 @@ def test_the_sentence_names_number_unit_delta_and_adversary(changes: dict[str, A
 def test_a_track_without_privacy_spends_nothing_that_could_be_named() -> None:
     with pytest.raises(ValueError, match="Expected a track with privacy"):
         student_spending(tiny_plan(), tiny_plan().tracks[0], 1)
+
+
+FIVE = tuple(SiteId(f"site-{letter}") for letter in "abcde")
+
+
+def two_tracks(noises: tuple[float, float] = (2.0, 3.0), **plan: Any) -> RunPlan:
+    """Two tracks of four and of three sites, two of them in both; 4 and 6 steps at rates 0.1 and 0.2."""
+    made = dp_plan(**plan)
+    (text,) = made.tracks
+    text = replace(text, sites=FIVE[:4], privacy=replace(TRACK_PRIVACY, noise_multiplier=noises[0]))
+    image = replace(
+        text,
+        track="tissue_type",
+        sites=FIVE[2:],
+        training=replace(text.training, rounds=6, patients_per_step=2),
+        privacy=replace(TRACK_PRIVACY, noise_multiplier=noises[1], sampling_rate=0.2, population=30),
+    )
+    return replace(made, sites=FIVE, tracks=(text, image))
+
+
+def test_a_patient_of_two_tracks_pays_for_both_and_for_one_teacher() -> None:
+    found = guarantee(two_tracks())
+    teacher, text, image = student(1.5, 0.2, 20), student(2.0, 0.1, 4), student(3.0, 0.2, 6)
+    assert found.epsilon == pytest.approx(of_library([teacher, text, image]), rel=2e-3)
+    assert found.epsilon_teacher == pytest.approx(of_library([teacher]), rel=2e-3)
+
+
+@pytest.mark.parametrize(("site", "steps"), [("site-a", [4]), ("site-c", [4, 6]), ("site-e", [6])])
+def test_a_sites_patients_pay_for_its_own_tracks(site: str, steps: list[int]) -> None:
+    teacher, *students = spendings(two_tracks(), site=SiteId(site))
+    assert teacher.steps == 20
+    assert [spending.steps for spending in students] == steps
+
+
+def test_colluders_are_so_many_of_each_track() -> None:
+    plan = two_tracks(privacy=replace(PRIVACY, epsilon=None, colluders=1))
+    found = by_colluders(plan)
+    # Of the smaller track's three sites one has to be left.
+    assert set(found) == {0, 1, 2}
+    assert found[1] == pytest.approx(guarantee(plan).epsilon)
+    for number, of_text, of_image in ((0, 4 / 3, 3 / 2), (2, 2 / 3, 1 / 2)):
+        text = student(2.0 * math.sqrt(of_text), 0.1, 4)
+        image = student(3.0 * math.sqrt(of_image), 0.2, 6)
+        expected = of_library([student(1.5, 0.2, 20), text, image])
+        assert found[number] == pytest.approx(expected, rel=2e-3)

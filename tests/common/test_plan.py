@@ -574,3 +574,39 @@ def test_a_track_is_found_by_its_name() -> None:
     assert PLAN.track("tissue_type").definition is TISSUE_TYPE
     with pytest.raises(ValueError, match=r"Expected a track of the plan .*, got 'x'"):
         PLAN.track("x")
+
+
+SITES = tuple(SiteId(f"hospital-{letter}") for letter in "abcd")
+
+
+def test_a_track_may_have_fewer_sites_than_the_run_and_a_site_fewer_tracks() -> None:
+    text, image = track_plan(sites=SITES[:3]), track_plan(track="tissue_type", sites=SITES[1:])
+    plan = run_plan(tracks=(text, image))
+    assert plan.sites_of(text) == SITES[:3]
+    assert [len(plan.tracks_of(site)) for site in SITES] == [1, 2, 2, 1]
+    assert plan.tracks_of(SITES[3]) == (image,)
+    assert run_plan().sites_of(run_plan().tracks[0]) == SITES
+    assert RunPlan.from_json(plan.to_json()) == plan
+
+
+@pytest.mark.parametrize(
+    ("sites", "line"),
+    [
+        (SITES[:2], r"tracks\[0\]\.sites: expected at least 3 for each track, got 2 sites"),
+        (
+            (*SITES[:3], SiteId("stranger")),
+            r"tracks\[0\]\.sites: expected sites of the plan: .*, got 'stranger'",
+        ),
+        ((*SITES[:3], SITES[0]), r"tracks\[0\]\.sites: expected every one once, got 'hospital-a' twice"),
+    ],
+)
+def test_a_tracks_sites_are_enough_of_the_plans_each_once(sites: tuple[SiteId, ...], line: str) -> None:
+    with pytest.raises(SettingsError, match=line):
+        run_plan(tracks=(track_plan(sites=sites), track_plan(track="tissue_type")))
+
+
+def test_a_site_of_no_track_is_refused() -> None:
+    with pytest.raises(
+        SettingsError, match="sites: expected sites that take part in some track, got hospital-d"
+    ):
+        run_plan(tracks=(track_plan(sites=SITES[:3]),))

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from common.errors import TooFewSurvivorsError
@@ -27,3 +29,13 @@ def test_fewer_than_the_plans_minimum_are_refused_before_anything_is_sent() -> N
 
 def test_the_minimum_itself_is_enough() -> None:
     require_survivors(tiny_plan(), round_id=RoundId(1), survivors=3)
+
+
+def test_only_sites_of_the_track_are_asked() -> None:
+    first, second = tiny_plan(tracks=("rare_disease", "tissue_type")).tracks
+    plan = replace(tiny_plan(), tracks=(replace(first, sites=SITES[:3]), replace(second, sites=SITES[1:])))
+    for track in plan.tracks:
+        cohort = choose_cohort(plan, track, round_id=RoundId(1), reachable=(*SITES, SiteId("stranger")))
+        assert cohort == track.sites
+    with pytest.raises(TooFewSurvivorsError):
+        choose_cohort(plan, plan.tracks[0], round_id=RoundId(1), reachable=SITES[1:])
