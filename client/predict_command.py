@@ -176,8 +176,11 @@ def _named(answer_id: str, name: str, confidence: float) -> RankedAnswer:
 def load_student(folder: Path, track: str, base_model: str | None) -> Student:
     """The student of a folder. BadFileError if it is one of another track."""
     # Imported here: help and check-data need not wait for torch.
+    from transformers.utils.logging import disable_progress_bar
+
     from client.student.predict import load_student
 
+    disable_progress_bar()
     student = load_student(folder, base_model)
     if student.card.track != track:
         raise BadFileError(folder, f"expected a student of track {track}, got one of {student.card.track}")

@@ -29,6 +29,7 @@ class Guarantee:
         delta: At which.
         epsilon_teacher: Of the teacher alone; 0 if it never learned from patients, None without a bound.
         colluders: Sites that may pool what they know.
+        tracks: How many students the patient may be in.
     """
 
     mode: str
@@ -37,14 +38,16 @@ class Guarantee:
     delta: float | None
     epsilon_teacher: float | None
     colluders: int
+    tracks: int = 1
 
     def sentence(self) -> str:
         """One line for a patient's privacy officer: number, unit, delta, adversary."""
         if self.epsilon is None:
             return f"No bound on what the student tells about one {self.unit} (privacy mode {self.mode})."
+        learned = "teacher and student" if self.tracks == 1 else f"teacher and {self.tracks} students"
         return (
             f"epsilon = {self.epsilon:.2f} at delta = {self.delta:.0e} for each {self.unit} (added or "
-            f"removed), teacher and student together, against the public, the coordinator and "
+            f"removed), {learned} together, against the public, the coordinator and "
             f"{self._other_sites()}."
         )
 
@@ -77,6 +80,7 @@ def guarantee(plan: RunPlan, steps: Mapping[str, int] | None = None) -> Guarante
         delta=delta,
         epsilon_teacher=epsilon_of(teachers, delta) if bounded and mode != "site" else None,
         colluders=plan.privacy.colluders,
+        tracks=len(plan.tracks),
     )
 
 

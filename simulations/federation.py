@@ -1,4 +1,4 @@
-"""The federation of a simulation: its plan, its workers, and a run over either link."""
+"""The federation of a simulation: its workers, and a run over either link."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from client.app import app as client_app
@@ -15,129 +15,26 @@ from client.lessons import SiteTeaching
 from client.preferences.store import create_master_key, read_master_key
 from client.session import SiteSession, Work
 from client.session_store import MemoryStore
-from client.student.model import Student, adapter_spec, digest_base, load_base, make_student
 from client.teacher.fit import TeacherRecipe
-from client.teacher.sight import Memory
 from client.track_sessions import TrackSessions
 from client.worker import SiteWorker
 from client.worker_link import Handler, attach, detach
-from common.adapter import Adapter, initial_adapter, save_adapter
+from common.adapter import save_adapter
 from common.fixedpoint import Words
 from common.ids import RunId, SiteId, site_id
-from common.learning_plan import AdapterPlan
 from common.messages import SumTask, TrainTask
 from common.pki import Identity, create_identity, read_identity, write_public
-from common.plan import RunPlan, TrackPlan
+from common.plan import RunPlan
 from common.privacy.budget import Cap
 from common.privacy.ledger import Ledger
-from common.tracks import Track
 from server.app import HEADS_FILE, make_app
 from server.budget import LEDGER_FILE, open_ledger
 from server.rounds import TrackState, run_track
 from server.session import Identities
 from simulations.grid import run_apps
 from simulations.link import MemoryLink
-from simulations.populations import Population, Populations, everyone
-from simulations.privacy import calibrated, planned_privacy, planned_teacher, planned_track
-from simulations.settings import PlanSettings
-
-
-@dataclass(frozen=True, kw_only=True)
-class Models:
-    """What the sites of a simulation share because it is frozen, for one track.
-
-    Attributes:
-        base: Folder of the student's base.
-        student: The base with LoRA layers; whoever uses it loads an adapter first.
-        memory: The teachers' eyes, which look at each patient once; the same for all tracks.
-        initial: The adapter that every training starts from.
-    """
-
-    base: Path
-    student: Student
-    memory: Memory
-    initial: Adapter
-
-
-AllModels = Mapping[str, Models]
-"""By track."""
-
-
-def load_models(track: Track, base: Path, memory: Memory, settings: PlanSettings, seed: int) -> Models:
-    """Load a track's base once for all sites."""
-    model, reader = load_base(str(base), modality=track.modality)
-    planned = AdapterPlan(**vars(settings.adapter), factors_digest="0" * 64)
-    spec = adapter_spec(model, planned)
-    return Models(
-        base=base,
-        student=make_student(model, reader, spec),
-        memory=memory,
-        initial=initial_adapter(spec, seed),
-    )
-
-
-def make_plan(
-    name: str,
-    settings: Mapping[str, PlanSettings],
-    populations: Populations,
-    models: AllModels,
-    seed: int,
-) -> RunPlan:
-    """The plan that all sites agree on, everything in it named by digest.
-
-    What the tracks have in common is taken from the first track's settings.
-    """
-    common = settings[next(iter(populations))]
-    sites = tuple(sorted({site for population in populations.values() for site in population.sites}))
-    tracks = tuple(
-        _plan_track(settings[track], population, models[track], sites)
-        for track, population in populations.items()
-    )
-    plan = RunPlan(
-        name=name,
-        purpose=common.purpose,
-        ethics_id=common.ethics_id,
-        expires=common.expires,
-        seed=seed,
-        sites=sites,
-        tracks=tracks,
-        teacher=planned_teacher(common),
-        aggregation=common.aggregation,
-        privacy=planned_privacy(common),
-    )
-    return calibrated(plan, common.privacy.epsilon)
-
-
-def _plan_track(
-    settings: PlanSettings, population: Population, models: Models, sites: tuple[SiteId, ...]
-) -> TrackPlan:
-    base_digest, tokenizer_digest = digest_base(models.base)
-    # About as many as there are: a federation would name a round number here.
-    patients = sum(len(site.train) for site in population.sites.values())
-    own = tuple(sorted(population.sites))
-    return TrackPlan(
-        track=population.track.name,
-        answers_digest=population.answers.digest(),
-        base_model_digest=base_digest,
-        tokenizer_digest=tokenizer_digest,
-        adapter=AdapterPlan(**vars(settings.adapter), factors_digest=models.initial.digest()),
-        preferences=settings.preferences,
-        training=settings.training,
-        server_optimizer=settings.server_optimizer,
-        privacy=planned_track(settings, sites=len(own), patients=patients, spec=models.initial.spec),
-        sites=() if own == sites else own,
-    )
-
-
-def imitation_plan(plan: RunPlan) -> RunPlan:
-    """The same plan for supervised fine-tuning on labels: one name, the label, and no odds ratio."""
-    return replace(plan, name=f"{plan.name} sft", tracks=tuple(_imitating(track) for track in plan.tracks))
-
-
-def _imitating(track: TrackPlan) -> TrackPlan:
-    preferences = replace(track.preferences, label_policy="label_first", chosen_length=1)
-    return replace(track, preferences=preferences, training=replace(track.training, orpo_lambda=0.0))
-
+from simulations.planning import AllModels
+from simulations.populations import Populations, everyone
 
 COORDINATOR, COORDINATOR_FILE = site_id("coordinator"), "coordinator.json"
 

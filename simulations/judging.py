@@ -22,8 +22,8 @@ from simulations.comparisons import (
     teacher_lists,
     test_cases,
 )
-from simulations.federation import AllModels
 from simulations.linear import rank_by_findings
+from simulations.planning import AllModels
 from simulations.populations import Population, Populations
 from simulations.results import (
     AggregationResult,

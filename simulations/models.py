@@ -11,7 +11,7 @@ from client.teacher.eyes import ImageEncoder, NoteEncoder, load_image_encoder, l
 from client.teacher.sight import Encoders, Memory
 from common.tracks import Modality
 from simulations import tiny_eyes, tiny_sight, tiny_slide_eye
-from simulations.federation import AllModels, load_models
+from simulations.planning import AllModels, load_models
 from simulations.populations import Population, Populations
 from simulations.settings import SimulationSettings
 from simulations.stages import Stages

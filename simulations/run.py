@@ -21,6 +21,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from transformers.utils.logging import disable_progress_bar
 
 from client.student.predict import StudentCard, save_student
 from client.student.predictions import write_predictions
@@ -28,9 +29,9 @@ from common.atomic import write_atomically
 from common.canonical import canonical_json
 from common.errors import FederationError
 from common.plan import RunPlan, TrackPlan
-from simulations.federation import AllModels, Models, make_plan
 from simulations.judging import Judgement, Verdict, collect, judge_all
 from simulations.models import gather_models
+from simulations.planning import AllModels, Models, make_plan
 from simulations.populations import Population, Populations
 from simulations.privacy import most_charged
 from simulations.report import RunPicture, SiteHolding, TrackPicture, write_report
@@ -186,6 +187,8 @@ def main() -> None:
     """Run the command. Exit status: 0 all well, 1 a run that failed, 2 settings that make no sense."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     warnings.filterwarnings("ignore", category=FutureWarning)
+    # Its bars, one for every model that is loaded or saved, would tear the run's own apart.
+    disable_progress_bar()
     run = hydra.main(version_base="1.3", config_path=CONFIG, config_name="config")(_guarded)
     run()
 

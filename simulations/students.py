@@ -18,7 +18,8 @@ from common.learning_plan import TrainingPlan
 from common.plan import RunPlan
 from common.privacy.ledger import Entry
 from server.rounds import TrackState
-from simulations.federation import AllModels, Federated, Workers, federate, imitation_plan, make_workers
+from simulations.federation import Federated, Workers, federate, make_workers
+from simulations.planning import AllModels, imitation_plan
 from simulations.populations import Populations
 from simulations.privacy import most_charged, privacy_block
 from simulations.settings import SimulationSettings

@@ -14,7 +14,7 @@ from functools import partial
 
 from common.errors import SettingsError
 from common.plan import RunPlan
-from simulations.federation import AllModels, make_plan
+from simulations.planning import AllModels, make_plan
 from simulations.populations import Populations
 from simulations.settings import PlanSettings, SimulationSettings, SweepPoint
 

@@ -40,7 +40,7 @@ from common.privacy_plan import TeacherPrivacy
 from common.tracks import RARE_DISEASE, AnswerList
 from server.aggregate import OptimizerState, next_adapter
 from simulations.auditing.membership import Inference, Vector, membership_inference
-from simulations.federation import Models
+from simulations.planning import Models
 
 logger = logging.getLogger(__name__)
 

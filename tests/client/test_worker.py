@@ -26,7 +26,8 @@ from common.plan import RunPlan
 from common.privacy_plan import PrivacyPlan, TeacherPrivacy, TrackPrivacy
 from common.tracks import RARE_DISEASE
 from common.train_words import TrainWords, train_fixed_point
-from simulations.federation import Models, imitation_plan, make_plan, make_sessions
+from simulations.federation import make_sessions
+from simulations.planning import Models, imitation_plan, make_plan
 from simulations.populations import Population
 from tests.fakes import fake_budget
 from tests.simulations.small import small_models, small_population, small_settings

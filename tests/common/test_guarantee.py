@@ -293,6 +293,7 @@ def test_a_patient_of_two_tracks_pays_for_both_and_for_one_teacher() -> None:
     teacher, text, image = student(1.5, 0.2, 20), student(2.0, 0.1, 4), student(3.0, 0.2, 6)
     assert found.epsilon == pytest.approx(of_library([teacher, text, image]), rel=2e-3)
     assert found.epsilon_teacher == pytest.approx(of_library([teacher]), rel=2e-3)
+    assert "teacher and 2 students together" in found.sentence()
 
 
 @pytest.mark.parametrize(("site", "steps"), [("site-a", [4]), ("site-c", [4, 6]), ("site-e", [6])])

@@ -11,8 +11,8 @@ from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
 from simulations.data_settings import SyntheticData
-from simulations.federation import Models
 from simulations.models import gather_models
+from simulations.planning import Models
 from simulations.populations import Population
 from simulations.scenarios import synthetic_population
 from simulations.settings import SimulationSettings, simulation_settings

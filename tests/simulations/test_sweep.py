@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 from rich.console import Console
 
 import client.private_words
-import simulations.federation
+import simulations.planning
 from client.private_words import private_words
 from client.student.predictions import read_predictions
 from client.student.private import ClippedSum
@@ -65,7 +65,7 @@ def scenario() -> SimulationSettings:
 
 @pytest.fixture
 def models(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setattr(simulations.federation, "digest_base", lambda folder: ("1" * 64, "2" * 64))
+    monkeypatch.setattr(simulations.planning, "digest_base", lambda folder: ("1" * 64, "2" * 64))
     module = ModuleShape(name="q_proj", in_features=2, out_features=WIDTH)
     spec = AdapterSpec(mode=AdapterMode.FFA, rank=2, alpha=4.0, modules=(module,))
     return SimpleNamespace(base=Path("base"), initial=initial_adapter(spec, 0))
