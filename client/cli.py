@@ -20,7 +20,7 @@ from rich.text import Text
 
 from client.approval import approve_site, approved_sites, make_identity, own_identity, public_file
 from client.ledger_commands import DESCRIPTION, add_ledger, run_ledger
-from client.patients.records import PatientRecord, PatientSet
+from client.patients.records import SMALLEST_KEY, PatientRecord, PatientSet
 from client.predict_command import DESCRIPTION as PREDICT
 from client.predict_command import LoadStudent, add_predict, check_predict, run_predict
 from common.errors import FederationError, one_line
@@ -31,9 +31,10 @@ OK, UNUSABLE, USAGE, REFUSED = 0, 1, 2, 3
 CHECK_SCHEMA = 1
 
 _CHECK_DATA = """\
-Read a folder of patients (patients.jsonl with photos/, notes/ and slides/ beside it) as training would,
-and list what is accepted and what is refused, with file, line and reason. Nothing is changed, and no
-content of the folder is printed."""
+Read a folder of patients (patients.jsonl with photos/, notes/ and slides/ beside it), or of tiles with a
+manifest (manifest.csv with the tiles or their zips beside it), as training would, and list what is
+accepted and what is refused, with file, line and reason. Nothing is changed, and no content of the folder
+is printed."""
 _IDENTITY = """\
 Show who this site is: its name, the fingerprint of its key, the file to send to the other sites and to
 the coordinator, and which sites are approved. With --site a new identity is made first."""
@@ -109,7 +110,9 @@ def _command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", na
 
 
 def _add_check_data(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", type=Path, metavar="FOLDER", help="the folder that holds patients.jsonl")
+    parser.add_argument(
+        "folder", type=Path, metavar="FOLDER", help="the folder that holds patients.jsonl, or manifest.csv"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
 
 
@@ -238,8 +241,13 @@ def _unusable(error: Exception) -> int:
 
 
 def _read_folder(folder: Path) -> PatientSet:
-    from client.patients.importers.folder import read_folder
+    from client.patients.importers.folder import PATIENTS_FILE, read_folder
+    from client.patients.importers.tiles import MANIFESTS, read_tiles
 
+    tiles = any((folder / name).is_file() for name in MANIFESTS)
+    if tiles and not (folder / PATIENTS_FILE).exists():
+        # Any key will do for pseudonyms that nobody sees.
+        return read_tiles(folder, key=bytes(SMALLEST_KEY))
     # Without a key for pseudonyms: nothing that is printed names a patient.
     return read_folder(folder, key=None)
 

@@ -2,6 +2,7 @@ import csv
 import gzip
 import hashlib
 import io
+import json
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from client.cli import main as check
 from client.patients import photos
 from client.patients.importers import tiles
 from client.patients.importers.tiles import (
@@ -376,3 +378,14 @@ def test_all_real_tiles_are_read_without_a_problem(name: str, count: int, images
     assert sum(len(record.slides) for record in result.records) == count
     assert {record.slides[0].pixels().shape for record in result.records[::50]} == {(224, 224, 3)}
     assert unit_of(folder) == "source image"
+
+
+def test_check_data_reads_a_folder_of_tiles_as_it_does_one_of_patients(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write(tmp_path / "tiles", tile(1), tile(2, group="image 1"), tile(3, sha256="0" * 64))
+    assert check(["check-data", str(folder), "--json"]) == 3
+    found = json.loads(capsys.readouterr().out)
+    assert found["accepted"]["patients"] == 1
+    assert found["accepted"]["tiles of slides"] == 2
+    assert [one["file"] for one in found["refused"]] == ["manifest.csv.gz"]
