@@ -56,7 +56,6 @@ LEDGER_LINES = "ledger.jsonl"
 def run_simulation(settings: SimulationSettings, console: Console) -> dict[str, Any]:
     """Run a scenario, write its results into ``settings.out`` and return the content of ``results.json``."""
     torch.set_num_threads(settings.threads)
-    settings.out.mkdir(parents=True, exist_ok=True)
     columns = (TextColumn("{task.description:<24}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
     with Progress(*columns, TimeElapsedColumn(), console=console) as progress:
         stages = Stages(progress=progress)
@@ -82,6 +81,7 @@ def gather_populations(settings: SimulationSettings, stages: Stages) -> Populati
     with stages.stage("patients"):
         populations = populations_of(settings)
     problems = [problem for one in populations.values() for problem in one.problems]
+    settings.out.mkdir(parents=True, exist_ok=True)
     write_atomically(settings.out / "not_read.txt", "".join(f"{problem}\n" for problem in problems))
     if problems:
         stages.progress.console.print(
