@@ -25,6 +25,7 @@ from simulations.table import columns_of
 
 LEVEL = 0.95
 FEWEST_RUNS = 2
+WIDE = 160
 
 
 def read_runs(folders: Sequence[Path]) -> list[dict[str, Any]]:
@@ -117,6 +118,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(json.dumps({"seeds": [run["seed"] for run in runs], "tracks": found}))  # noqa: T201
         return 0
     console = Console()
+    if not console.is_terminal:
+        console = Console(width=WIDE)  # in a pipe no figure is cut short
     for track, summary in found.items():
         console.print(seeds_table(track, summary, [run["seed"] for run in runs]))
         if summary["gain"] is not None:

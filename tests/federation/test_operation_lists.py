@@ -12,7 +12,7 @@ from common.ranges import processors
 from tests.federation.operations import KINDS, SCHEMES, draw
 from tests.federation.play import play_seed
 
-LISTS = int(os.environ.get("CONSILIUM_OPERATION_LISTS", "2000"))
+LISTS = int(os.environ.get("CONSILIUM_OPERATION_LISTS", "1500"))
 CHUNK = 25
 SHOWN = 3
 

@@ -24,7 +24,13 @@ from common.tracks import TISSUE_TYPE, AnswerList, Modality
 from tests.client.student.tiny_vision import NAMES, TEXT, TILES, entry, image_student, save_family
 
 PLAN = TrainingPlan(
-    rounds=3, local_steps=3, patients_per_step=2, learning_rate=1e-2, max_prompt_tokens=256, orpo_lambda=0.5
+    rounds=3,
+    local_steps=3,
+    patients_per_step=2,
+    learning_rate=1e-2,
+    max_prompt_tokens=256,
+    images_per_step=100,
+    orpo_lambda=0.5,
 )
 NO_CLIP = 1e6
 TILES_OF = {"p1": TILES[:3], "p2": TILES[3:5], "p3": TILES[5:]}
