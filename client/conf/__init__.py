@@ -1,0 +1,1 @@
+"""A site's default settings, as YAML."""
