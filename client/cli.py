@@ -8,19 +8,13 @@ makes no sense, 3 done, but a line or a file was refused.
 """
 
 import argparse
-import json
 import sys
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
-
 from client.approval import approve_site, approved_sites, make_identity, own_identity, public_file
+from client.data_commands import CHECK_DATA, ReadFolder, add_check_data, check_data_folder, run_check_data
 from client.ledger_commands import DESCRIPTION, add_ledger, run_ledger
-from client.patients.records import SMALLEST_KEY, PatientRecord, PatientSet
 from client.predict_command import DESCRIPTION as PREDICT
 from client.predict_command import LoadStudent, add_predict, check_predict, run_predict
 from common.errors import FederationError, one_line
@@ -28,13 +22,7 @@ from common.ids import SiteId, site_id
 from common.offline import stay_offline
 
 OK, UNUSABLE, USAGE, REFUSED = 0, 1, 2, 3
-CHECK_SCHEMA = 1
 
-_CHECK_DATA = """\
-Read a folder of patients (patients.jsonl with photos/, notes/ and slides/ beside it), or of tiles with a
-manifest (manifest.csv with the tiles or their zips beside it), as training would, and list what is
-accepted and what is refused, with file, line and reason. Nothing is changed, and no content of the folder
-is printed."""
 _IDENTITY = """\
 Show who this site is: its name, the fingerprint of its key, the file to send to the other sites and to
 the coordinator, and which sites are approved. With --site a new identity is made first."""
@@ -48,9 +36,6 @@ exit status:
   1  the student, the folder, the file, the identity or the ledger cannot be used
   2  the command is not understood, or a file it names is not there
   3  done, but something was refused; each refusal has its line"""
-
-
-ReadFolder = Callable[[Path], PatientSet]
 
 
 def main(
@@ -69,9 +54,8 @@ def main(
         return _approve_site(arguments)
     if arguments.command == "ledger":
         return _ledger(arguments)
-    if not arguments.folder.is_dir():
-        parser.error(f"no folder {arguments.folder}")
-    return _check_data(arguments, read or _read_folder)
+    check_data_folder(parser, arguments)
+    return _check_data(arguments, read)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -81,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     add_predict(_command(commands, "predict", "answer for notes or images with a trained student", PREDICT))
-    _add_check_data(_command(commands, "check-data", "say what of a data folder can be used", _CHECK_DATA))
+    add_check_data(_command(commands, "check-data", "say what of a data folder can be used", CHECK_DATA))
     identity = _command(commands, "identity", "show or make this site's identity", _IDENTITY)
     _add_home(identity)
     identity.add_argument("--site", type=_site, metavar="NAME", help="make a new identity of this name")
@@ -109,13 +93,6 @@ def _command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", na
     )
 
 
-def _add_check_data(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "folder", type=Path, metavar="FOLDER", help="the folder that holds patients.jsonl, or manifest.csv"
-    )
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
-
-
 def _add_home(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--home", type=Path, required=True, metavar="DIR", help="this site's home folder")
 
@@ -135,63 +112,12 @@ def _predict(arguments: argparse.Namespace, load: LoadStudent | None) -> int:
     return REFUSED if refused else OK
 
 
-def _check_data(arguments: argparse.Namespace, read: ReadFolder) -> int:
+def _check_data(arguments: argparse.Namespace, read: ReadFolder | None) -> int:
     try:
-        patients = read(arguments.folder)
+        refused = run_check_data(arguments, read)
     except (OSError, ValueError, FederationError) as error:
         return _unusable(error)
-    if arguments.json:
-        print(json.dumps(_report(patients), ensure_ascii=False))  # noqa: T201
-    else:
-        _print_tables(arguments.folder, patients)
-    return REFUSED if patients.problems else OK
-
-
-def _report(patients: PatientSet) -> dict[str, object]:
-    return {
-        "schema": CHECK_SCHEMA,
-        "accepted": dict(_accepted(patients.records)),
-        "refused": [
-            {"file": problem.file, "line": problem.line, "reason": problem.reason}
-            for problem in patients.problems
-        ],
-    }
-
-
-def _accepted(records: Sequence[PatientRecord]) -> list[tuple[str, int]]:
-    """Return what the accepted patients bring, as (what, number of patients)."""
-    labeled = Counter(track for record in records for track in record.label)
-    return [
-        ("patients", len(records)),
-        ("with a note", sum(record.note is not None for record in records)),
-        ("with a photo", sum(record.photo is not None for record in records)),
-        ("with slides", sum(bool(record.slides) for record in records)),
-        ("tiles of slides", sum(len(record.slides) for record in records)),
-        ("withdrawn", sum(record.withdrawn for record in records)),
-        *((f"with an answer for {track}", labeled[track]) for track in sorted(labeled)),
-    ]
-
-
-def _print_tables(folder: Path, patients: PatientSet) -> None:
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=10_000)  # in a pipe a reason is never broken into lines
-    accepted = Table("accepted", "patients", box=None)
-    accepted.columns[1].justify = "right"
-    for what, number in _accepted(patients.records):
-        accepted.add_row(what, str(number))
-    console.print(
-        Text(f"{folder}: {len(patients.records)} patients accepted, {len(patients.problems)} refusals")
-    )
-    console.print(accepted)
-    if not patients.problems:
-        return
-    # Text, because a reason may hold brackets that would be read as markup.
-    refused = Table("refused: file", "line", "reason", box=None)
-    for problem in patients.problems:
-        line = "" if problem.line is None else str(problem.line)
-        refused.add_row(Text(problem.file), line, Text(problem.reason))
-    console.print(refused)
+    return REFUSED if refused else OK
 
 
 def _identity(arguments: argparse.Namespace) -> int:
@@ -238,18 +164,6 @@ def _unusable(error: Exception) -> int:
         reason = f"{error.filename}: {error.strerror}"
     print(f"consilium-site: {one_line(reason) or type(error).__name__}", file=sys.stderr)  # noqa: T201
     return UNUSABLE
-
-
-def _read_folder(folder: Path) -> PatientSet:
-    from client.patients.importers.folder import PATIENTS_FILE, read_folder
-    from client.patients.importers.tiles import MANIFESTS, read_tiles
-
-    tiles = any((folder / name).is_file() for name in MANIFESTS)
-    if tiles and not (folder / PATIENTS_FILE).exists():
-        # Any key will do for pseudonyms that nobody sees.
-        return read_tiles(folder, key=bytes(SMALLEST_KEY))
-    # Without a key for pseudonyms: nothing that is printed names a patient.
-    return read_folder(folder, key=None)
 
 
 if __name__ == "__main__":
