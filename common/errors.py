@@ -21,7 +21,7 @@ class UnsupportedSchemaError(FederationError):
     """A file or message was written by a newer version than this one."""
 
     def __init__(self, what: str, got: int, newest: int) -> None:
-        super().__init__(f"{what}: schema {got} is newer than {newest}, the newest this version reads")
+        super().__init__(f"{what}: schema {got} is newer than {newest}, the newest this version reads; install a newer version")
         self.what = what
         self.got = got
         self.newest = newest
@@ -219,6 +219,97 @@ class SettingsError(FederationError, ValueError):
     def under(self, where: str) -> SettingsError:
         """The same refusal, its key named from the outside (`rounds` becomes `plan.training.rounds`)."""
         return SettingsError(f"{where}.{self.key}", self.got, self.expected)
+
+
+class NotConfirmedError(FederationError):
+    """Somebody was asked before a step that others rely on, and did not say yes."""
+
+    def __init__(self, question: str, got: str) -> None:
+        super().__init__(f"not confirmed, nothing was changed: {one_line(question)} expected yes, got {got}")
+        self.question = question
+        self.got = got
+
+
+class HomeInUseError(FederationError):
+    """A home is made once; a second one in its place would forget keys and ledgers."""
+
+    def __init__(self, path: Path | str, found: str) -> None:
+        super().__init__(f"{path}: expected an empty folder for a new home, found {found}")
+        self.path = Path(path)
+        self.found = found
+
+
+class NotReadyError(FederationError):
+    """A process must not start as things are: what it would rely on does not hold."""
+
+    def __init__(self, what: str, got: str, expected: str) -> None:
+        super().__init__(f"{what}: expected {one_line(expected)}, got {one_line(got)}")
+        self.what = what
+        self.got = got
+        self.expected = expected
+
+
+class AlreadyRunningError(FederationError):
+    """Two daemons over one folder would answer the same messages twice."""
+
+    def __init__(self, path: Path | str, process: str) -> None:
+        super().__init__(f"{path}: a daemon runs there already, process {process}; stop it first")
+        self.path = Path(path)
+        self.process = process
+
+
+class NotRunningError(FederationError):
+    """What was asked needs a running daemon, and none is there."""
+
+    def __init__(self, path: Path | str) -> None:
+        super().__init__(f"{path}: no daemon runs here; `consilium-site start` starts it")
+        self.path = Path(path)
+
+
+class UnsafeKeyError(FederationError):
+    """A master key cannot be used, or others than its owner could read it."""
+
+    def __init__(self, where: Path | str, reason: str) -> None:
+        super().__init__(f"{where}: {one_line(reason)}")
+        self.where = where
+        self.reason = reason
+
+
+class WrongKeyError(FederationError):
+    """A file was sealed under another key than the one at hand."""
+
+    def __init__(self, path: Path | str, got: str, expected: str) -> None:
+        super().__init__(f"{path}: expected the master key {expected}, got {got}")
+        self.path = Path(path)
+        self.got = got
+        self.expected = expected
+
+
+class TamperedStoreError(FederationError):
+    """A store is not what was written: its head, its key or its content was changed."""
+
+    def __init__(self, path: Path | str) -> None:
+        super().__init__(f"{path}: expected what was written here, got changed or damaged content")
+        self.path = Path(path)
+
+
+class KeysInUseError(FederationError):
+    """Keys cannot be changed while a process works with them, nor be used while they are changed."""
+
+    def __init__(self, path: Path | str, reason: str) -> None:
+        super().__init__(f"{path}: {one_line(reason)}")
+        self.path = Path(path)
+        self.reason = reason
+
+
+class RotationUnfinishedError(FederationError):
+    """A rotation of the data key was interrupted: some files are under the old key, some under the new."""
+
+    def __init__(self, path: Path | str) -> None:
+        super().__init__(
+            f"{path}: a change of the data key was interrupted; finish it with: consilium-site rotate-keys --data"
+        )
+        self.path = Path(path)
 
 
 def one_line(text: str) -> str:
