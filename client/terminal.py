@@ -1,0 +1,65 @@
+"""What commands say to people and to scripts, and how they ask: lines, tables, JSON, exit status."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from common.errors import NotConfirmedError
+
+OK, UNUSABLE, USAGE, REFUSED, NOT_RUNNING = 0, 1, 2, 3, 4
+
+LABEL_WIDTH = 13
+GROUP = 4
+_PIPE_WIDTH = 10_000
+_YES = ("y", "yes")
+
+
+def say(label: str, value: object) -> None:
+    """One line: what it is, and its value."""
+    print(f"{label:<{LABEL_WIDTH}}{value}")  # noqa: T201
+
+
+def say_json(schema: int, content: Mapping[str, Any]) -> None:
+    """One JSON object that begins with the number of its schema."""
+    print(json.dumps({"schema": schema, **content}, indent=1, ensure_ascii=False))  # noqa: T201
+
+
+def say_table(title: str, headings: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """A table; in a pipe no cell is ever broken into lines."""
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=_PIPE_WIDTH)
+    table = Table(*headings, title=title, title_justify="left", box=None)
+    for row in rows:
+        # Text, because a cell may hold brackets that would be read as markup.
+        table.add_row(*(Text(str(cell)) for cell in row))
+    console.print(table)
+
+
+def spaced(digits: str) -> str:
+    """A fingerprint in groups of four, as people read it to each other."""
+    return " ".join(digits[start : start + GROUP] for start in range(0, len(digits), GROUP))
+
+
+def unspaced(typed: str) -> str:
+    """A fingerprint as a person types it, without white space and in lower case."""
+    return "".join(typed.lower().split())
+
+
+def confirm(question: str) -> None:
+    """Ask on the terminal. NotConfirmedError unless the answer is yes; no terminal is no answer."""
+    if not sys.stdin.isatty():
+        raise NotConfirmedError(question, "no terminal to ask on")
+    try:
+        answer = input(f"{question} [y/N] ")
+    except EOFError:
+        answer = ""
+    if answer.strip().lower() not in _YES:
+        raise NotConfirmedError(question, repr(answer.strip()) if answer.strip() else "no answer")
