@@ -1,41 +1,40 @@
 """`consilium-site`: what a hospital's own people run, on the hospital's own machine.
 
-``predict`` lets a trained student answer for a file of notes or a folder of images; ``check-data`` says what
-of a data folder is accepted and why the rest is not. ``identity`` and ``approve-site`` keep the keys that
-secure aggregation trusts. ``ledger`` says what was taken from the site's patients. None sends anything
-anywhere. Exit status: 0 all well, 1 a student, a folder or a ledger that cannot be used, 2 a command that
-makes no sense, 3 done, but a line or a file was refused.
+The commands are in modules by what they are about: ``client.setup_commands`` (who this site is and with whom
+it talks), ``client.plan_commands`` (what may run here), ``client.run_commands`` (the daemon and what it
+does), ``client.data_commands`` (patients), ``client.ledger_commands`` (what was taken from them),
+``client.predict_command`` (a trained student's answers). Here they get one help, one way to say no, and one
+list of exit statuses.
 """
 
 import argparse
 import sys
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterable, Sequence
 
-from client.approval import approve_site, approved_sites, make_identity, own_identity, public_file
 from client.data_commands import CHECK_DATA, ReadFolder, add_check_data, check_data_folder, run_check_data
-from client.ledger_commands import DESCRIPTION, add_ledger, run_ledger
+from client.ledger_commands import DESCRIPTION as LEDGER
+from client.ledger_commands import add_ledger, check_ledger, run_ledger
 from client.predict_command import DESCRIPTION as PREDICT
 from client.predict_command import LoadStudent, add_predict, check_predict, run_predict
-from common.errors import FederationError, one_line
-from common.ids import SiteId, site_id
+from client.setup_commands import SETUP_COMMANDS
+from client.terminal import NOT_RUNNING, OK, REFUSED, UNUSABLE, USAGE, Command
+from common.errors import FederationError, NotRunningError, one_line
 from common.offline import stay_offline
 
-OK, UNUSABLE, USAGE, REFUSED = 0, 1, 2, 3
+__all__ = ["NOT_RUNNING", "OK", "REFUSED", "UNUSABLE", "USAGE", "main"]
 
-_IDENTITY = """\
-Show who this site is: its name, the fingerprint of its key, the file to send to the other sites and to
-the coordinator, and which sites are approved. With --site a new identity is made first."""
-_APPROVE_SITE = """\
-Approve another site's identity. Ask its administrator for the fingerprint over another channel (the
-telephone, a letter) and type what he reads: the file alone proves nothing. Secure aggregation takes part
-only with approved sites."""
+_DESCRIPTION = """\
+Consilium at one hospital. Patients' data stay on this machine: what leaves it is masked, and only for plans
+that were approved here by name.
+
+A new site runs, in this order: init, enrol, approve-site for each other site, check-data, approve, start."""
 _STATUS = """\
-exit status:
+exit status, of all commands:
   0  all well
-  1  the student, the folder, the file, the identity or the ledger cannot be used
-  2  the command is not understood, or a file it names is not there
-  3  done, but something was refused; each refusal has its line"""
+  1  it cannot be done: a file, a key, a ledger, a plan or an answer is not as it has to be; one line says why
+  2  the command is not understood, or a file or folder that it names is not there
+  3  done, but something was refused; each refusal has its line
+  4  the daemon of this site is not running"""
 
 
 def main(
@@ -43,127 +42,86 @@ def main(
 ) -> int:
     """Run one command and return its exit status; SystemExit for help and for usage errors."""
     stay_offline()
-    parser = _parser()
+    commands = {command.name: command for command in (*SETUP_COMMANDS, *_on_patients(load, read))}
+    parser = _parser(commands.values())
     arguments = parser.parse_args(argv)
-    if arguments.command == "predict":
-        check_predict(parser, arguments)
-        return _predict(arguments, load)
-    if arguments.command == "identity":
-        return _identity(arguments)
-    if arguments.command == "approve-site":
-        return _approve_site(arguments)
-    if arguments.command == "ledger":
-        return _ledger(arguments)
-    check_data_folder(parser, arguments)
-    return _check_data(arguments, read)
+    command = commands[arguments.command]
+    if command.check is not None:
+        command.check(parser, arguments)
+    try:
+        return command.run(arguments)
+    except NotRunningError as error:
+        _complain(error)
+        return NOT_RUNNING
+    except (OSError, ValueError, FederationError) as error:
+        _complain(error)
+        return UNUSABLE
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(commands: Iterable[Command]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="consilium-site",
-        description="Consilium at one hospital. It runs on this machine alone: nothing is sent or fetched.",
-    )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    add_predict(_command(commands, "predict", "answer for notes or images with a trained student", PREDICT))
-    add_check_data(_command(commands, "check-data", "say what of a data folder can be used", CHECK_DATA))
-    identity = _command(commands, "identity", "show or make this site's identity", _IDENTITY)
-    _add_home(identity)
-    identity.add_argument("--site", type=_site, metavar="NAME", help="make a new identity of this name")
-    approving = _command(commands, "approve-site", "approve another site's identity", _APPROVE_SITE)
-    approving.add_argument("file", type=Path, metavar="FILE", help="the other site's public identity")
-    approving.add_argument(
-        "--fingerprint",
-        required=True,
-        metavar="HEX",
-        help="as its administrator reads it; spaces are allowed",
-    )
-    _add_home(approving)
-    add_ledger(_command(commands, "ledger", "what was taken from this site's patients", DESCRIPTION))
-    return parser
-
-
-def _command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", name: str, brief: str,
-             description: str) -> argparse.ArgumentParser:  # fmt: skip
-    return commands.add_parser(
-        name,
-        help=brief,
-        description=description,
+        description=_DESCRIPTION,
         epilog=_STATUS,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for command in commands:
+        command.add(
+            subparsers.add_parser(
+                command.name,
+                help=command.brief,
+                description=command.description,
+                epilog=_STATUS,
+                formatter_class=argparse.RawDescriptionHelpFormatter,
+            )
+        )
+    return parser
 
 
-def _add_home(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--home", type=Path, required=True, metavar="DIR", help="this site's home folder")
-
-
-def _site(text: str) -> SiteId:
-    try:
-        return site_id(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
-
-
-def _predict(arguments: argparse.Namespace, load: LoadStudent | None) -> int:
-    try:
-        refused = run_predict(arguments, load)
-    except (OSError, ValueError, FederationError) as error:
-        return _unusable(error)
-    return REFUSED if refused else OK
-
-
-def _check_data(arguments: argparse.Namespace, read: ReadFolder | None) -> int:
-    try:
-        refused = run_check_data(arguments, read)
-    except (OSError, ValueError, FederationError) as error:
-        return _unusable(error)
-    return REFUSED if refused else OK
-
-
-def _identity(arguments: argparse.Namespace) -> int:
-    home: Path = arguments.home
-    try:
-        identity = make_identity(home, arguments.site) if arguments.site else own_identity(home)
-        approved = approved_sites(home)
-    except (OSError, FederationError) as error:
-        return _unusable(error)
-    print(f"site         {identity.site_id}")  # noqa: T201
-    print(f"fingerprint  {_spaced(identity.public().fingerprint())}")  # noqa: T201
-    print(f"public file  {public_file(home, identity)}")  # noqa: T201
-    for site, public in approved.items():
-        print(f"approved     {site}  {_spaced(public.fingerprint())}")  # noqa: T201
-    return OK
-
-
-def _approve_site(arguments: argparse.Namespace) -> int:
-    fingerprint = "".join(arguments.fingerprint.lower().split())
-    try:
-        approved = approve_site(arguments.home, arguments.file, fingerprint)
-    except (OSError, FederationError) as error:
-        return _unusable(error)
-    print(f"approved     {approved.site_id}  {_spaced(approved.fingerprint())}")  # noqa: T201
-    return OK
+def _on_patients(load: LoadStudent | None, read: ReadFolder | None) -> tuple[Command, ...]:
+    return (
+        Command(
+            name="check-data",
+            brief="say what of a data folder can be used",
+            description=CHECK_DATA,
+            add=add_check_data,
+            check=check_data_folder,
+            run=lambda arguments: _refused(run_check_data(arguments, read)),
+        ),
+        Command(
+            name="ledger",
+            brief="what was taken from this site's patients",
+            description=LEDGER,
+            add=add_ledger,
+            check=check_ledger,
+            run=_ledger,
+        ),
+        Command(
+            name="predict",
+            brief="answer for notes or images with a trained student",
+            description=PREDICT,
+            add=add_predict,
+            check=check_predict,
+            run=lambda arguments: _refused(run_predict(arguments, load)),
+        ),
+    )
 
 
 def _ledger(arguments: argparse.Namespace) -> int:
-    try:
-        run_ledger(arguments)
-    except (OSError, FederationError) as error:
-        return _unusable(error)
+    run_ledger(arguments)
     return OK
 
 
-def _spaced(fingerprint: str) -> str:
-    """In groups of four, as people read it to each other."""
-    return " ".join(fingerprint[i : i + 4] for i in range(0, len(fingerprint), 4))
+def _refused(number: int) -> int:
+    return REFUSED if number else OK
 
 
-def _unusable(error: Exception) -> int:
+def _complain(error: Exception) -> None:
     reason = str(error)
     if isinstance(error, OSError) and error.strerror:
         reason = f"{error.filename}: {error.strerror}"
     print(f"consilium-site: {one_line(reason) or type(error).__name__}", file=sys.stderr)  # noqa: T201
-    return UNUSABLE
 
 
 if __name__ == "__main__":

@@ -12,6 +12,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from client.home import SiteHome
+from client.settings import read_settings
 from common.privacy.budget import epsilon_spent
 from common.privacy.ledger import Entry, Ledger, export_lines
 
@@ -22,22 +24,43 @@ is still there. `show` adds it up. `export` writes one line of JSON for each ent
 patient."""
 ACTIONS = ("verify", "show", "export")
 DEFAULT_DELTA = 1e-5
+SHOW_SCHEMA = 1
 
 
 def add_ledger(parser: argparse.ArgumentParser) -> None:
     """The command's arguments."""
     parser.add_argument("action", choices=ACTIONS)
-    parser.add_argument("file", type=Path, metavar="FILE", help="the ledger, for example HOME/ledger.db")
-    parser.add_argument("--cohort", required=True, metavar="NAME", help="whose patients it is about")
+    parser.add_argument(
+        "file",
+        type=Path,
+        nargs="?",
+        metavar="FILE",
+        help="the ledger, such as HOME/cohorts/NAME/ledger.db; with --home the one of its cohort",
+    )
+    parser.add_argument("--home", type=Path, metavar="DIR", help="this site's home folder, instead of FILE")
+    parser.add_argument(
+        "--cohort",
+        metavar="NAME",
+        help="whose patients it is about; with --home that of site.yaml by default",
+    )
     parser.add_argument(
         "--delta", type=_delta, default=DEFAULT_DELTA, help=f"of epsilon; {DEFAULT_DELTA:g} by default"
     )
     parser.add_argument("--json", action="store_true", help="show: one JSON object instead of a table")
 
 
+def check_ledger(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+    """Refuse a command that does not say which ledger it means."""
+    if (arguments.file is None) == (arguments.home is None):
+        parser.error("name the ledger by FILE, or by --home")
+    if arguments.file is not None and arguments.cohort is None:
+        parser.error("name whose patients FILE is about with --cohort")
+
+
 def run_ledger(arguments: argparse.Namespace) -> None:
     """Do it. FederationError if the ledger is damaged, cut, older than it was, or another cohort's."""
-    ledger = Ledger.open(arguments.file, arguments.cohort)
+    file, cohort = _place(arguments)
+    ledger = Ledger.open(file, cohort)
     try:
         actions: dict[str, Callable[[], None]] = {
             "verify": lambda: _verify(ledger),
@@ -47,6 +70,14 @@ def run_ledger(arguments: argparse.Namespace) -> None:
         actions[arguments.action]()
     finally:
         ledger.close()
+
+
+def _place(arguments: argparse.Namespace) -> tuple[Path, str]:
+    if arguments.file is not None:
+        return arguments.file, arguments.cohort
+    home = SiteHome(arguments.home)
+    cohort: str = arguments.cohort or read_settings(home.settings_file).cohort
+    return home.ledger_file(cohort), cohort
 
 
 def _verify(ledger: Ledger) -> None:
@@ -62,7 +93,13 @@ def _export(ledger: Ledger) -> None:
 def _show(ledger: Ledger, delta: float, *, as_json: bool) -> None:
     entries = ledger.entries()
     plans = [_plan_row(digest, entries, delta) for digest in _plans(entries)]
-    total = {"cohort": ledger.cohort, "entries": len(entries), "delta": delta, "unit": "patient"}
+    total = {
+        "schema": SHOW_SCHEMA,
+        "cohort": ledger.cohort,
+        "entries": len(entries),
+        "delta": delta,
+        "unit": "patient",
+    }
     whole: dict[str, Any] = {**total, "epsilon": _finite(epsilon_spent(entries, delta)), "plans": plans}
     if as_json:
         print(json.dumps(whole, indent=1))  # noqa: T201

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -63,3 +66,38 @@ def confirm(question: str) -> None:
         answer = ""
     if answer.strip().lower() not in _YES:
         raise NotConfirmedError(question, repr(answer.strip()) if answer.strip() else "no answer")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """One command of a program.
+
+    Attributes:
+        name: As it is typed.
+        brief: One line, for the list of commands.
+        description: What it does, for its own help.
+        add: Adds its arguments.
+        run: Does it; its exit status. OSError, ValueError or FederationError if it cannot.
+        check: Refuses arguments that make no sense together, before anything is done.
+    """
+
+    name: str
+    brief: str
+    description: str
+    add: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], int]
+    check: Callable[[argparse.ArgumentParser, argparse.Namespace], None] | None = None
+
+
+def add_home(parser: argparse.ArgumentParser, *, consortium: bool = True) -> None:
+    """``--home``, and ``--consortium`` for what is kept for each of them apart."""
+    parser.add_argument("--home", type=Path, required=True, metavar="DIR", help="this site's home folder")
+    if consortium:
+        parser.add_argument(
+            "--consortium", metavar="NAME", help="which federation, where this site is in several"
+        )
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """``--json``."""
+    parser.add_argument("--json", action="store_true", help="print one JSON object")

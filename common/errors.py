@@ -21,7 +21,10 @@ class UnsupportedSchemaError(FederationError):
     """A file or message was written by a newer version than this one."""
 
     def __init__(self, what: str, got: int, newest: int) -> None:
-        super().__init__(f"{what}: schema {got} is newer than {newest}, the newest this version reads; install a newer version")
+        super().__init__(
+            f"{what}: schema {got} is newer than {newest}, the newest this version reads; "
+            "upgrade Consilium here"
+        )
         self.what = what
         self.got = got
         self.newest = newest
@@ -249,15 +252,6 @@ class NotReadyError(FederationError):
         self.expected = expected
 
 
-class AlreadyRunningError(FederationError):
-    """Two daemons over one folder would answer the same messages twice."""
-
-    def __init__(self, path: Path | str, process: str) -> None:
-        super().__init__(f"{path}: a daemon runs there already, process {process}; stop it first")
-        self.path = Path(path)
-        self.process = process
-
-
 class NotRunningError(FederationError):
     """What was asked needs a running daemon, and none is there."""
 
@@ -307,9 +301,259 @@ class RotationUnfinishedError(FederationError):
 
     def __init__(self, path: Path | str) -> None:
         super().__init__(
-            f"{path}: a change of the data key was interrupted; finish it with: consilium-site rotate-keys --data"
+            f"{path}: a change of the data key was interrupted; "
+            "finish it with: consilium-site rotate-keys --data"
         )
         self.path = Path(path)
+
+
+class BadCertificateError(FederationError):
+    """A certificate, or a request for one, is not what this consortium signs or trusts."""
+
+    def __init__(self, what: str, reason: str) -> None:
+        super().__init__(f"{what}: {one_line(reason)}")
+        self.what = what
+        self.reason = reason
+
+
+class ProtocolTooOldError(FederationError):
+    """The other end speaks only versions of the protocol that are no longer spoken here."""
+
+    def __init__(self, got: int, oldest: int) -> None:
+        super().__init__(f"protocol: the other end speaks up to {got}, {oldest} is the oldest spoken here")
+        self.got = got
+        self.oldest = oldest
+
+
+class TokenUnknownError(FederationError):
+    """A token for enrolment that was never issued here, or was forgotten long after its end."""
+
+    def __init__(self, site_id: str) -> None:
+        super().__init__(f"{site_id}: the token is unknown; ask the coordinator for a new invitation")
+        self.site_id = site_id
+
+
+class TokenExpiredError(FederationError):
+    """A token for enrolment whose time is over."""
+
+    def __init__(self, site_id: str, ended: str) -> None:
+        super().__init__(f"{site_id}: the token expired at {ended}; ask the coordinator for a new invitation")
+        self.site_id = site_id
+        self.ended = ended
+
+
+class TokenUsedError(FederationError):
+    """A token for enrolment that another request has used."""
+
+    def __init__(self, site_id: str) -> None:
+        super().__init__(
+            f"{site_id}: the token was used already, with other keys; if that was not this site, "
+            "tell the coordinator"
+        )
+        self.site_id = site_id
+
+
+class TokenSiteError(FederationError):
+    """A token for enrolment that was issued for another site."""
+
+    def __init__(self, site_id: str) -> None:
+        super().__init__(f"{site_id}: the token was issued for another site")
+        self.site_id = site_id
+
+
+class UnknownSiteError(FederationError):
+    """A site is named that never enrolled here."""
+
+    def __init__(self, site_id: str) -> None:
+        super().__init__(f"{site_id} is not enrolled here")
+        self.site_id = site_id
+
+
+class SiteEnrolledError(FederationError):
+    """A site is to enrol that has enrolled before and was not revoked since."""
+
+    def __init__(self, site_id: str) -> None:
+        super().__init__(f"{site_id} is enrolled already; revoke it first, to enrol it anew")
+        self.site_id = site_id
+
+
+class SiteRevokedError(FederationError):
+    """A site asks whose enrolment was revoked."""
+
+    def __init__(self, site_id: str, when: str) -> None:
+        super().__init__(f"{site_id} was revoked at {when}")
+        self.site_id = site_id
+        self.when = when
+
+
+class StaleRequestError(FederationError):
+    """A signed request whose time is too far from this machine's clock."""
+
+    def __init__(self, site_id: str, seconds: int, window: int) -> None:
+        super().__init__(
+            f"{site_id}: the request's time is {seconds} s from the clock here, {window} s are allowed; "
+            "set the clocks"
+        )
+        self.site_id = site_id
+        self.seconds = seconds
+        self.window = window
+
+
+class TooManyAttemptsError(FederationError):
+    """More requests than a site, or an address, may make in a while."""
+
+    def __init__(self, what: str, most: int) -> None:
+        super().__init__(f"{what}: more than {most} in a while; wait and try again")
+        self.what = what
+        self.most = most
+
+
+class EnrolmentRefusedError(FederationError):
+    """The coordinator's enrolment service refuses; its reason goes with it."""
+
+    def __init__(self, address: str, reason: str) -> None:
+        super().__init__(f"The coordinator at {address} refused: {one_line(reason)}")
+        self.address = address
+        self.reason = reason
+
+
+class UnreachableError(FederationError):
+    """Another machine does not answer, or not as the one it should be."""
+
+    def __init__(self, address: str, reason: str) -> None:
+        super().__init__(f"{address}: {one_line(reason)}")
+        self.address = address
+        self.reason = reason
+
+
+class ChildNotReadyError(FederationError):
+    """A supervised process did not come up in time, or was stopped before."""
+
+    def __init__(self, name: str, timeout_s: float, log: Path) -> None:
+        super().__init__(f"{name}: not ready after {timeout_s:g} s; see {log}")
+        self.name = name
+        self.log = log
+
+
+class AlreadyRunningError(FederationError):
+    """Another process holds what only one may hold."""
+
+    def __init__(self, path: Path | str, pid: int | None) -> None:
+        super().__init__(
+            f"{path}: held by process {'(unknown)' if pid is None else pid}; only one may run here"
+        )
+        self.path = Path(path)
+        self.pid = pid
+
+
+class PublicAddressError(FederationError):
+    """What belongs on a private address would listen where strangers reach it."""
+
+    def __init__(self, key: str, host: str, reason: str) -> None:
+        super().__init__(f"{key}: expected a private address, got {host}: {one_line(reason)}")
+        self.key = key
+        self.host = host
+
+
+class AuditBrokenError(FederationError):
+    """A line of an audit log is not the one that was written there, or its tail was cut."""
+
+    def __init__(self, path: Path | str, line: int, how: str) -> None:
+        super().__init__(f"{path}: line {line}: {one_line(how)}")
+        self.path = Path(path)
+        self.line = line
+        self.how = how
+
+
+class PlanNotApprovedError(FederationError):
+    """A task names a plan that this site's administrators have not approved, or not enough of them."""
+
+    def __init__(self, plan_digest: str, people: int, needed: int) -> None:
+        super().__init__(
+            f"plan {one_line(plan_digest)} is not approved here: approved by {people} of {needed} people"
+        )
+        self.plan_digest = plan_digest
+        self.people = people
+        self.needed = needed
+
+
+class ApprovedAlreadyError(FederationError):
+    """The second approval of a plan has to be another person's."""
+
+    def __init__(self, plan_digest: str, by: str) -> None:
+        super().__init__(f"plan {plan_digest}: {one_line(by)} has approved it already; another person has to")
+        self.plan_digest = plan_digest
+        self.by = by
+
+
+class PlanExpiredError(FederationError):
+    """A plan's last day is over."""
+
+    def __init__(self, expires: str, today: str) -> None:
+        super().__init__(f"the plan expired: its last day was {expires}, today is {today}")
+        self.expires = expires
+        self.today = today
+
+
+class PurposeRefusedError(FederationError):
+    """A plan is for something that this site takes no part in."""
+
+    def __init__(self, purpose: str, allowed: tuple[str, ...]) -> None:
+        super().__init__(f"purpose: expected one of {', '.join(allowed)}, got {one_line(purpose)}")
+        self.purpose = purpose
+        self.allowed = allowed
+
+
+class TrackRefusedError(FederationError):
+    """A track that a plan or a task names is none that this site takes part in."""
+
+    def __init__(self, track: str, reason: str) -> None:
+        super().__init__(f"track {one_line(track)}: {one_line(reason)}")
+        self.track = track
+        self.reason = reason
+
+
+class PlanNotForSiteError(FederationError):
+    """A plan does not name this site."""
+
+    def __init__(self, site_id: str) -> None:
+        super().__init__(f"the plan is not for this site: {site_id} is not among its sites")
+        self.site_id = site_id
+
+
+class OtherConsortiumError(FederationError):
+    """A plan belongs to another consortium than the one that brought it."""
+
+    def __init__(self, got: str, expected: str) -> None:
+        super().__init__(f"consortium: expected a plan of {expected}, got one of {one_line(got)}")
+        self.got = got
+        self.expected = expected
+
+
+class UnknownRunError(FederationError):
+    """A message names no plan, and its run never named one to this site."""
+
+    def __init__(self, run_id: str) -> None:
+        super().__init__(f"run {run_id} is unknown here: expected it to name an approved plan first")
+        self.run_id = run_id
+
+
+class RunPlanChangedError(FederationError):
+    """A run that began under one plan names another."""
+
+    def __init__(self, run_id: str, got: str, expected: str) -> None:
+        super().__init__(f"run {run_id}: expected plan {expected}, under which it began, got {got}")
+        self.run_id = run_id
+        self.got = got
+        self.expected = expected
+
+
+class ForeignCodeError(FederationError):
+    """A run brings code, or wants other apps than the site's own installed ones."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"the run's app bundle is refused: {one_line(reason)}")
+        self.reason = reason
 
 
 def one_line(text: str) -> str:
