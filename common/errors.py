@@ -7,7 +7,7 @@ A message never holds a patient's data, a key or a share.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 LONGEST_VALUE = 160
@@ -553,6 +553,26 @@ class ForeignCodeError(FederationError):
 
     def __init__(self, reason: str) -> None:
         super().__init__(f"the run's app bundle is refused: {one_line(reason)}")
+        self.reason = reason
+
+
+class UnclearSourceError(FederationError):
+    """A folder of patients is none that an importer knows, or could be read by several."""
+
+    def __init__(self, folder: Path | str, found: Sequence[str], known: Sequence[str]) -> None:
+        had = f"both {' and '.join(found)}, say with --as which is meant" if found else "none of them"
+        super().__init__(f"{folder}: expected one of {', '.join(known)}, found {had}")
+        self.folder = Path(folder)
+        self.found = tuple(found)
+        self.known = tuple(known)
+
+
+class ImportRefusedError(FederationError):
+    """Patients are not brought into a site's data folder, which stays as it was."""
+
+    def __init__(self, folder: Path | str, reason: str) -> None:
+        super().__init__(f"{folder}: nothing was imported: {one_line(reason)}")
+        self.folder = Path(folder)
         self.reason = reason
 
 
