@@ -1,0 +1,102 @@
+"""Logs as lines: JSON for a machine, plain text on a terminal; one function sets both up.
+
+Every line has its time (UTC), level, logger and event; what it is about (``run``, ``round``, ``track``,
+``site`` and the other names of ``FACTS``) comes from ``extra=`` of a call or from a ``with about(...)``
+around it.
+
+Guarantee: no other fact and no text of an unexpected exception gets into a line, only its class and its
+place: either may quote a patient.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import traceback
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import structlog
+from structlog.contextvars import bound_contextvars, merge_contextvars
+from structlog.typing import EventDict, WrappedLogger
+
+from common.errors import FederationError
+
+FACTS = ("run", "round", "track", "site", "consortium", "plan", "child", "what")
+_HANDLER = "consilium"
+_DEEPEST = 8
+
+
+def configure(*, json: bool | None = None, level: int = logging.INFO) -> None:
+    """Send this process's log to standard error, as JSON or as plain lines; plain on a terminal if None.
+
+    May be called again; the last call counts. Loggers that keep their own handlers keep them.
+    """
+    as_json = not sys.stderr.isatty() if json is None else json
+    handler = logging.StreamHandler(sys.stderr)
+    handler.set_name(_HANDLER)
+    handler.setFormatter(_formatter(as_json))
+    root = logging.getLogger()
+    for old in [old for old in root.handlers if old.get_name() == _HANDLER]:
+        root.removeHandler(old)
+    root.addHandler(handler)
+    root.setLevel(level)
+    # They log every request at INFO.
+    for chatty in ("httpx", "httpcore", "uvicorn.access"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+
+
+def about(**facts: str | int) -> AbstractContextManager[None]:
+    """What the lines of this thread are about, inside of the ``with`` block. ValueError for another name."""
+    unknown = sorted(set(facts) - set(FACTS))
+    if unknown:
+        raise ValueError(f"Expected facts among {', '.join(FACTS)}, got {', '.join(unknown)}")
+    return bound_contextvars(**facts)
+
+
+def _formatter(as_json: bool) -> logging.Formatter:
+    lines = structlog.processors.JSONRenderer() if as_json else _plain_line
+    return structlog.stdlib.ProcessorFormatter(
+        foreign_pre_chain=[
+            merge_contextvars,
+            structlog.stdlib.ExtraAdder(allow=FACTS),
+            structlog.stdlib.add_log_level,
+            structlog.stdlib.add_logger_name,
+            structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
+        ],
+        processors=[
+            _exception_place,
+            structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+            _in_order,
+            lines,
+        ],
+    )
+
+
+def _exception_place(logger: WrappedLogger, name: str, event: EventDict) -> EventDict:
+    found = event.pop("exc_info", None)
+    error = found[1] if isinstance(found, tuple) else None
+    if error is not None:
+        event["exception"] = describe(error)
+    return event
+
+
+def describe(error: BaseException) -> str:
+    """An exception for a log: its class and where it came from; its words only if they are our own."""
+    frames = traceback.extract_tb(error.__traceback__)[-_DEEPEST:]
+    places = " < ".join(f"{Path(frame.filename).name}:{frame.lineno}" for frame in reversed(frames))
+    words = f": {error}" if isinstance(error, FederationError) else ""
+    return f"{type(error).__name__}{words} at {places or 'no place'}"
+
+
+def _in_order(logger: WrappedLogger, name: str, event: EventDict) -> EventDict:
+    first = {key: event.pop(key) for key in ("time", "level", "logger", "event") if key in event}
+    return {**first, **event}
+
+
+def _plain_line(logger: WrappedLogger, name: str, event: EventDict) -> str:
+    facts: dict[str, Any] = dict(event)
+    time, level, source, text = (facts.pop(key, "") for key in ("time", "level", "logger", "event"))
+    rest = "".join(f" {key}={value}" for key, value in facts.items())
+    return f"{time[11:19]} {level:<7} {source}: {text}{rest}"

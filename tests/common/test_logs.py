@@ -1,0 +1,77 @@
+"""Tests of structured logs."""
+
+import json
+import logging
+from collections.abc import Iterator
+
+import pytest
+
+from common.errors import BadFileError
+from common.logs import about, configure, describe
+
+
+@pytest.fixture(autouse=True)
+def restored() -> Iterator[None]:
+    root = logging.getLogger()
+    before, level = list(root.handlers), root.level
+    yield
+    root.handlers[:] = before
+    root.setLevel(level)
+
+
+def test_a_line_has_time_level_logger_event_and_what_it_is_about(capsys: pytest.CaptureFixture[str]) -> None:
+    configure(json=True)
+    with about(run="run-1", track="rare_disease"):
+        logging.getLogger("server.rounds").info("round %d closed", 3, extra={"round": 3})
+    logging.getLogger("server.rounds").info("over")
+    first, second = map(json.loads, capsys.readouterr().err.splitlines())
+    assert list(first)[:4] == ["time", "level", "logger", "event"]
+    assert first | {"time": ""} == {
+        "time": "", "level": "info", "logger": "server.rounds", "event": "round 3 closed",
+        "run": "run-1", "round": 3, "track": "rare_disease",
+    }  # fmt: skip
+    assert "run" not in second
+
+
+def test_no_other_fact_gets_into_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    configure(json=True)
+    logging.getLogger("client").info("read", extra={"patient": "Ada", "site": "berlin"})
+    line = json.loads(capsys.readouterr().err)
+    assert line["site"] == "berlin"
+    assert "Ada" not in str(line)
+    with pytest.raises(ValueError, match="got patient"):
+        about(patient="Ada")
+
+
+def test_no_text_of_an_unexpected_exception_gets_into_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    configure(json=True)
+    try:
+        raise KeyError("Ada Lovelace")
+    except KeyError:
+        logging.getLogger("client").exception("failed")
+    text = capsys.readouterr().err
+    assert "Ada" not in text
+    assert json.loads(text)["exception"].startswith("KeyError at test_logs.py:")
+
+
+def test_our_own_errors_keep_their_words() -> None:
+    assert (
+        describe(BadFileError("x.json", "expected JSON")) == "BadFileError: x.json: expected JSON at no place"
+    )
+
+
+def test_a_terminal_gets_plain_lines_and_the_last_call_counts(capsys: pytest.CaptureFixture[str]) -> None:
+    configure(json=True)
+    configure(json=False)
+    with about(site="berlin"):
+        logging.getLogger("client").warning("late")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line[8:] == " warning client: late site=berlin"
+
+
+def test_a_pipe_gets_json_and_debug_lines_stay_out(capsys: pytest.CaptureFixture[str]) -> None:
+    configure()
+    logging.getLogger("client").debug("detail")
+    logging.getLogger("httpx").info("request")
+    logging.getLogger("client").info("done")
+    assert json.loads(capsys.readouterr().err)["event"] == "done"
