@@ -26,6 +26,7 @@ __all__ = [
     "PatientRecord",
     "PatientSet",
     "PhotoRef",
+    "Place",
     "Problem",
     "SlideRef",
     "eligible",
@@ -148,14 +149,43 @@ class Problem:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where in a site's files a patient was found; for the site's own eyes.
+
+    Attributes:
+        file: The file's path inside the folder that was read.
+        line: Its line, counted from 1; None if the whole file is the patient's.
+    """
+
+    file: str
+    line: int | None = None
+
+    def problem(self, reason: str) -> Problem:
+        """Something that is wrong with what was found here."""
+        return Problem(file=self.file, line=self.line, reason=reason)
+
+
+@dataclass(frozen=True, kw_only=True)
 class PatientSet:
     """What an importer read, and what it could not.
+
+    Attributes:
+        records: The patients.
+        problems: What could not be read.
+        places: Of each record, in their order; empty where the records came from no file.
 
     Guarantee: every patient of the source is a record or a problem.
     """
 
     records: tuple[PatientRecord, ...]
     problems: tuple[Problem, ...] = ()
+    places: tuple[Place, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.places and len(self.places) != len(self.records):
+            raise ValueError(
+                f"Expected a place of each of {len(self.records)} records, got {len(self.places)}"
+            )
 
 
 class Exclusion(StrEnum):

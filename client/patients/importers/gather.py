@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from client.patients.records import PatientRecord, PatientSet, Problem
+from client.patients.records import PatientRecord, PatientSet, Place, Problem
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +23,7 @@ def gather(met: Iterable[Found | Problem]) -> PatientSet:
     """
     records: list[PatientRecord] = []
     problems: list[Problem] = []
+    places: list[Place] = []
     place_by_id: dict[tuple[str, str], str] = {}
     for item in met:
         problem = item if isinstance(item, Problem) else _repetition(item, place_by_id)
@@ -30,8 +31,9 @@ def gather(met: Iterable[Found | Problem]) -> PatientSet:
             problems.append(problem)
         elif isinstance(item, Found):
             records.append(item.record)
+            places.append(Place(file=item.file, line=item.line))
             place_by_id.update(dict.fromkeys(_ids(item.record), _place(item)))
-    return PatientSet(records=tuple(records), problems=tuple(problems))
+    return PatientSet(records=tuple(records), problems=tuple(problems), places=tuple(places))
 
 
 def _repetition(found: Found, place_by_id: dict[tuple[str, str], str]) -> Problem | None:
