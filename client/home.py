@@ -138,6 +138,26 @@ class ConsortiumHome:
         return self.run / "worker.json"
 
     @property
+    def proxy_status(self) -> Path:
+        """Where the outbound proxy says its port."""
+        return self.run / "outbound.json"
+
+    @property
+    def daemon_lock(self) -> Path:
+        """Held by the daemon while it runs."""
+        return self.run / "daemon.lock"
+
+    @property
+    def daemon_status(self) -> Path:
+        """Where a running daemon says its number and the port of its health."""
+        return self.run / "daemon.json"
+
+    @property
+    def processes_status(self) -> Path:
+        """Where it says how its processes are."""
+        return self.run / "processes.json"
+
+    @property
     def logs(self) -> Path:
         """A file for each process."""
         return self.root / "logs"

@@ -16,8 +16,9 @@ from client.approval import approve_site, approved_sites, own_identity, public_f
 from client.home import PRIVATE_FOLDER, SiteHome
 from client.keys import Keyring
 from client.settings import DEFAULTS, SETTINGS_SCHEMA, SiteSettings
-from client.terminal import OK, Command, add_home, add_json, say, say_json, spaced, unspaced
+from client.terminal import OK, Command, add_home, add_json, say, say_json
 from common.atomic import write_atomically
+from common.certificates import in_groups, without_groups
 from common.errors import HomeInUseError, SettingsError
 from common.ids import SiteId, site_id
 from common.privacy.ledger import Ledger
@@ -160,10 +161,10 @@ def _identity(arguments: argparse.Namespace) -> int:
         return OK
     say("site", identity.site_id)
     say("consortium", consortium.name)
-    say("fingerprint", spaced(identity.public().fingerprint()))
+    say("fingerprint", in_groups(identity.public().fingerprint()))
     say("public file", public_file(consortium.root, identity))
     for site, public in approved.items():
-        say("approved", f"{site}  {spaced(public.fingerprint())}")
+        say("approved", f"{site}  {in_groups(public.fingerprint())}")
     return OK
 
 
@@ -182,8 +183,8 @@ def _add_approve_site(parser: argparse.ArgumentParser) -> None:
 
 def _approve_site(arguments: argparse.Namespace) -> int:
     consortium = SiteHome(arguments.home).the_consortium(arguments.consortium)
-    approved = approve_site(consortium.root, Path(arguments.other), unspaced(arguments.fingerprint))
-    say("approved", f"{approved.site_id}  {spaced(approved.fingerprint())}")
+    approved = approve_site(consortium.root, Path(arguments.other), without_groups(arguments.fingerprint))
+    say("approved", f"{approved.site_id}  {in_groups(approved.fingerprint())}")
     return OK
 
 

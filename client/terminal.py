@@ -19,7 +19,6 @@ from common.errors import NotConfirmedError
 OK, UNUSABLE, USAGE, REFUSED, NOT_RUNNING = 0, 1, 2, 3, 4
 
 LABEL_WIDTH = 13
-GROUP = 4
 _PIPE_WIDTH = 10_000
 _YES = ("y", "yes")
 
@@ -44,16 +43,6 @@ def say_table(title: str, headings: Sequence[str], rows: Iterable[Sequence[objec
         # Text, because a cell may hold brackets that would be read as markup.
         table.add_row(*(Text(str(cell)) for cell in row))
     console.print(table)
-
-
-def spaced(digits: str) -> str:
-    """A fingerprint in groups of four, as people read it to each other."""
-    return " ".join(digits[start : start + GROUP] for start in range(0, len(digits), GROUP))
-
-
-def unspaced(typed: str) -> str:
-    """A fingerprint as a person types it, without white space and in lower case."""
-    return "".join(typed.lower().split())
 
 
 def confirm(question: str) -> None:
