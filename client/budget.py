@@ -7,7 +7,9 @@ step, no more steps than it pays for, and nothing at all if the whole of it woul
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
+from client.settings import CapSettings
 from common.charges import round_charge, teacher_charge
 from common.errors import BudgetSpentError
 from common.guarantee import certify, guarantee, spendings
@@ -18,7 +20,72 @@ from common.plan import RunPlan
 from common.privacy.accountant import RdpFilter, epsilon_of
 from common.privacy.budget import Cap
 from common.privacy.ledger import Charge, Entry, Ledger, Receipt
+from common.privacy.ledger_receipts import receipts_path
 from common.secagg.keys import Roster
+
+WHOLE_PLAN = "whole plan"
+
+
+def cap_of(settings: CapSettings | None) -> Cap | None:
+    """The site's own cap, as its settings say it; None for none."""
+    return None if settings is None else Cap(epsilon=settings.epsilon, delta=settings.delta)
+
+
+def entries_of(path: Path, cohort: str) -> tuple[Entry, ...]:
+    """All that a cohort's ledger holds; nothing where none was begun. As `Ledger.open` it raises."""
+    if not path.exists() and not receipts_path(path).exists():
+        return ()
+    ledger = Ledger.open(path, cohort)
+    try:
+        return ledger.entries()
+    finally:
+        ledger.close()
+
+
+def require_room(plan: RunPlan, site: SiteId, entries: Sequence[Entry], cap: Cap | None) -> None:
+    """BudgetSpentError if a plan that is not begun would pass the site's cap. Nothing is spent.
+
+    A plan that bounds nothing passes every cap.
+    """
+    if cap is None:
+        return
+    digest = plan.digest()
+    if any(entry.charge.plan_digest == digest for entry in entries):
+        return
+    if not _admits_whole(plan, site, cap, entries):
+        reason = f"it asks for more than is left under this site's cap of epsilon {cap.epsilon}"
+        raise BudgetSpentError(_tracks(plan, site), WHOLE_PLAN, reason)
+
+
+def require_step(plan: RunPlan, task: TrainTask, entries: Sequence[Entry]) -> None:
+    """BudgetSpentError if a plan pays for no further step of a task's track. Nothing is spent.
+
+    A task that is charged already may be sent again: its answer is stored.
+    """
+    own = [e.charge for e in entries if (e.charge.plan_digest, e.charge.track) == (plan.digest(), task.track)]
+    if any((charge.run_id, charge.sum_id) == (task.run_id, task.sum_id) for charge in own):
+        return
+    track = plan.track(task.track)
+    steps = track.training.local_steps if plan.privacy.mode == "local" else 1
+    used, most = sum(charge.steps for charge in own), plan.steps(track)
+    if plan.privacy.stop == "fixed" and used + steps > most:
+        reason = f"{used} of the plan's {most} steps are spent, {steps} more are asked for"
+        raise BudgetSpentError(task.track, "student", reason)
+
+
+def _tracks(plan: RunPlan, site: SiteId) -> str:
+    return " and ".join(track.track for track in plan.tracks_of(site))
+
+
+def _admits_whole(plan: RunPlan, site: SiteId, cap: Cap, before: Sequence[Entry]) -> bool:
+    if guarantee(plan).epsilon is None:
+        return False
+    unit, asked = plan.privacy.unit, spendings(plan, site=site)
+    others = [entry.charge.spending for entry in before if entry.charge.unit == unit]
+    if not others:
+        return epsilon_of(asked, cap.delta) <= cap.epsilon
+    # Who chooses a plan may have looked at what earlier ones gave: only a Rényi filter holds then.
+    return RdpFilter(epsilon=cap.epsilon, delta=cap.delta).admits([*others, *asked[:-1]], asked[-1])
 
 
 class SiteBudget:
@@ -130,19 +197,12 @@ class SiteBudget:
             return
         begun = any(entry.charge.plan_digest == self._digest for entry in before)
         # The charge by itself first: behind one that no epsilon bounds, nothing is admitted.
-        if not (self._cap.admits(before, charge) and (begun or self._admits_whole(self._cap, before))):
+        if not (
+            self._cap.admits(before, charge)
+            and (begun or _admits_whole(self._plan, self._site, self._cap, before))
+        ):
             reason = f"it would pass this site's cap of epsilon {self._cap.epsilon}"
             raise BudgetSpentError(charge.track, charge.part, reason)
-
-    def _admits_whole(self, cap: Cap, before: Sequence[Entry]) -> bool:
-        unit, asked = self._plan.privacy.unit, spendings(self._plan, site=self._site)
-        if guarantee(self._plan).epsilon is None:
-            return False
-        others = [entry.charge.spending for entry in before if entry.charge.unit == unit]
-        if not others:
-            return epsilon_of(asked, cap.delta) <= cap.epsilon
-        # Who chooses a plan may have looked at what earlier ones gave: only a Rényi filter holds then.
-        return RdpFilter(epsilon=cap.epsilon, delta=cap.delta).admits([*others, *asked[:-1]], asked[-1])
 
     def _of_plan(self, track: str | None) -> list[Entry]:
         return [
