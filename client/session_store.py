@@ -1,5 +1,7 @@
 """What a site must not forget in the middle of a secure sum: its secrets, and what it has answered.
 
+A site's daemon keeps it sealed (`sealed_sessions`): who reads its disk learns no share and no mask.
+
 An answer is stored before it is sent. After a crash the same bytes go out again, or none: a second answer
 under the same keys could give away what the first one hides.
 """
@@ -11,7 +13,12 @@ import re
 from pathlib import Path
 from typing import Protocol
 
+from client.home import ConsortiumHome
+from client.keys import Keyring, sealing_key
 from common.atomic import write_atomically
+from common.durable import sync_folder
+
+SESSION_LABEL = "consilium session store v1"
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9.-]{0,99}")
 
@@ -73,7 +80,7 @@ class FolderStore:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         for path in made:
             # A file is as durable as the folder that names its folder.
-            _sync(path.parent)
+            sync_folder(path.parent)
         self._folder = folder
         for path in folder.iterdir():
             if path.name.startswith("."):
@@ -89,7 +96,7 @@ class FolderStore:
     def write(self, name: str, content: bytes) -> None:
         """Store; file and folder are on the disk when this returns."""
         write_atomically(self._path(name), content, private=True)
-        _sync(self._folder)
+        sync_folder(self._folder)
 
     def erase(self, name: str) -> None:
         """Overwrite with zeros and remove."""
@@ -100,9 +107,9 @@ class FolderStore:
             path.replace(hidden)
         except FileNotFoundError:
             return
-        _sync(self._folder)
+        sync_folder(self._folder)
         _overwrite(hidden)
-        _sync(self._folder)
+        sync_folder(self._folder)
 
     def names(self) -> tuple[str, ...]:
         """All names, in order; what a crash left half-written is none of them."""
@@ -114,12 +121,55 @@ class FolderStore:
         return self._folder / name
 
 
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+class SealedStore:
+    """A store over another one, in which nothing lies in clear.
+
+    Guarantee: what is read is what was written under this name and for this place, or an error.
+    """
+
+    def __init__(self, store: SessionStore, keyring: Keyring, *, place: str) -> None:
+        """Seal what goes into ``store``; ``place`` tells it from all other stores of this keyring."""
+        self._store, self._keyring, self._place = store, keyring, place
+
+    def read(self, name: str) -> bytes | None:
+        """What is stored under the name; None if nothing is. TamperedStoreError, UnsupportedSchemaError."""
+        sealed = self._store.read(name)
+        label = self._label(name)
+        return None if sealed is None else self._keyring.open_sealed(label, sealed, f"{self._place}/{name}")
+
+    def write(self, name: str, content: bytes) -> None:
+        """Store, sealed."""
+        self._store.write(name, self._keyring.seal(self._label(name), content))
+
+    def erase(self, name: str) -> None:
+        """Forget; nothing happens where nothing is stored."""
+        self._store.erase(name)
+
+    def names(self) -> tuple[str, ...]:
+        """All names, in order. They are not secret: a run, a sum and a stage."""
+        return self._store.names()
+
+    def reseal(self) -> int:
+        """Seal anew what is under an old data key; how many names that were. TamperedStoreError.
+
+        Guarantee: a crash leaves every name's content whole, under one of the keys.
+        """
+        old = [name for name in self.names() if self._is_old(name)]
+        for name in old:
+            self.write(name, self.read(name) or b"")
+        return len(old)
+
+    def _is_old(self, name: str) -> bool:
+        sealed = self._store.read(name) or b""
+        return sealing_key(sealed, f"{self._place}/{name}") != self._keyring.current
+
+    def _label(self, name: str) -> str:
+        return f"{SESSION_LABEL}\n{self._place}\n{name}"
+
+
+def sealed_sessions(consortium: ConsortiumHome, track: str, keyring: Keyring) -> SealedStore:
+    """The secure sums of one track at one consortium, sealed on the disk."""
+    return SealedStore(FolderStore(consortium.sessions / track), keyring, place=f"{consortium.name}/{track}")
 
 
 def _overwrite(path: Path) -> None:

@@ -576,6 +576,33 @@ class ImportRefusedError(FederationError):
         self.reason = reason
 
 
+class RunExistsError(FederationError):
+    """A run was begun in this folder, and another beginning would forget what it asked of sites."""
+
+    def __init__(self, folder: Path | str, run_id: str) -> None:
+        super().__init__(f"{folder}: {run_id} was begun here; resume it, or give the new run a folder of its own")
+        self.folder = Path(folder)
+        self.run_id = run_id
+
+
+class RunHeldError(FederationError):
+    """Another process works on this run."""
+
+    def __init__(self, folder: Path | str) -> None:
+        super().__init__(f"{folder}: another process works on this run; wait for its end, or stop it first")
+        self.folder = Path(folder)
+
+
+class SuperLinkError(FederationError):
+    """Flower's SuperLink did not do what the coordinator asked of it."""
+
+    def __init__(self, what: str, address: str, reason: str) -> None:
+        super().__init__(f"SuperLink at {address}: could not {what}: {one_line(reason)}")
+        self.what = what
+        self.address = address
+        self.reason = reason
+
+
 def one_line(text: str) -> str:
     """The text on one line, cut to a length that a log can bear."""
     line = " ".join(text.split())

@@ -1,19 +1,17 @@
 """Preference pairs at rest: encrypted at the site, whole or not there at all.
 
-A pair holds a note and a pseudonym. Each file has a data key of its own (AES-256-GCM), wrapped by the site's
-master key (AES key wrap, RFC 3394), which lies elsewhere. The head of the file, which says what it is and for
-which teacher and plan, can be read without a key; it is bound to the content, so that neither can be changed
-or exchanged.
+A pair holds a note and a pseudonym. Each file has a key of its own (AES-256-GCM), wrapped (AES key wrap,
+RFC 3394) by a key that lies elsewhere: a daemon's data key (`client.keys`), a simulation's master key. The
+head of the file, which says what it is and for which teacher and plan, can be read without a key; it is
+bound to the content, so that neither can be changed or exchanged.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
-import hashlib
 import json
 import os
-import stat
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -28,40 +26,30 @@ from common.canonical import canonical_json, read_object
 from common.errors import (
     BadFileError,
     DigestMismatchError,
-    FederationError,
     SettingsError,
+    TamperedStoreError,
+    UnsafeKeyError,
     UnsupportedSchemaError,
+    WrongKeyError,
 )
+from common.master_key import KEY_SIZE, create_master_key, key_id, read_master_key
+
+__all__ = [
+    "KEY_SIZE",
+    "StoredPairs",
+    "TamperedStoreError",
+    "UnsafeKeyError",
+    "WrongKeyError",
+    "create_master_key",
+    "load_pairs",
+    "read_master_key",
+    "rekey_pairs",
+    "save_pairs",
+]
 
 SCHEMA = 1
 KIND = "consilium preference pairs"
-KEY_SIZE = 32
 NONCE_SIZE = 12
-KEY_LABEL = b"consilium master key id v1"
-
-
-class WrongKeyError(FederationError):
-    """A store was written under another master key."""
-
-    def __init__(self, path: Path, got: str, expected: str) -> None:
-        super().__init__(f"{path}: expected the master key {expected}, got {got}")
-        self.path = path
-
-
-class TamperedStoreError(FederationError):
-    """A store is not what was written: its head, its key or its content was changed."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(f"{path}: expected what was written here, got changed or damaged content")
-        self.path = path
-
-
-class UnsafeKeyError(FederationError):
-    """A master key file cannot be used, or others than its owner could read it."""
-
-    def __init__(self, path: Path, reason: str) -> None:
-        super().__init__(f"{path}: {reason}")
-        self.path = path
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -79,29 +67,6 @@ class StoredPairs:
     plan_digest: str
 
 
-def create_master_key(path: Path) -> None:
-    """Write a new master key, readable by its owner only; FileExistsError if there is one already."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(os.urandom(KEY_SIZE))
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def read_master_key(path: Path) -> bytes:
-    """The site's master key; UnsafeKeyError if it is missing, not a key, or open to others than its owner."""
-    try:
-        mode = path.stat().st_mode
-        key = path.read_bytes()
-    except OSError as error:
-        raise UnsafeKeyError(path, "expected a master key, got a file that cannot be read") from error
-    if mode & (stat.S_IRWXG | stat.S_IRWXO):
-        raise UnsafeKeyError(path, f"expected mode 600, got {stat.S_IMODE(mode):o}")
-    if len(key) != KEY_SIZE:
-        raise UnsafeKeyError(path, f"expected {KEY_SIZE} bytes, got {len(key)}")
-    return key
-
-
 def save_pairs(stored: StoredPairs, path: Path, *, master_key: bytes) -> None:
     """Write pairs encrypted, in place of what was there.
 
@@ -114,7 +79,7 @@ def save_pairs(stored: StoredPairs, path: Path, *, master_key: bytes) -> None:
         "schema": SCHEMA,
         "teacher_digest": stored.teacher_digest,
         "plan_digest": stored.plan_digest,
-        "master_key": _key_id(master_key),
+        "master_key": key_id(master_key),
         "data_key": _to_text(aes_key_wrap(master_key, data_key)),
     }
     nonce = os.urandom(NONCE_SIZE)
@@ -140,8 +105,8 @@ def load_pairs(path: Path, *, master_key: bytes, plan_digest: str) -> StoredPair
     sealed = _from_text(head.pop("content"), path)
     if head["plan_digest"] != plan_digest:
         raise DigestMismatchError(f"{path}: plan", head["plan_digest"], plan_digest)
-    if head["master_key"] != _key_id(master_key):
-        raise WrongKeyError(path, _key_id(master_key), head["master_key"])
+    if head["master_key"] != key_id(master_key):
+        raise WrongKeyError(path, key_id(master_key), head["master_key"])
     try:
         data_key = aes_key_unwrap(master_key, _from_text(head["data_key"], path))
         content = AESGCM(data_key).decrypt(
@@ -154,6 +119,23 @@ def load_pairs(path: Path, *, master_key: bytes, plan_digest: str) -> StoredPair
         teacher_digest=head["teacher_digest"],
         plan_digest=head["plan_digest"],
     )
+
+
+def rekey_pairs(path: Path, *, old_key: bytes, new_key: bytes) -> bool:
+    """Encrypt stored pairs anew, under another key; whether they were not under it already.
+
+    Guarantee: a crash leaves the pairs whole, under one of the two keys.
+
+    Raises:
+        WrongKeyError: They are under neither key.
+        BadFileError, UnsupportedSchemaError, TamperedStoreError: As `load_pairs`.
+    """
+    head = _read_head(path)
+    if head["master_key"] == key_id(new_key):
+        return False
+    stored = load_pairs(path, master_key=old_key, plan_digest=head["plan_digest"])
+    save_pairs(stored, path, master_key=new_key)
+    return True
 
 
 def _read_head(path: Path) -> dict[str, Any]:
@@ -173,11 +155,6 @@ def _read_head(path: Path) -> dict[str, Any]:
     if head.keys() != names or not all(isinstance(head[name], str) for name in names - {"schema"}):
         raise TamperedStoreError(path)
     return head
-
-
-def _key_id(master_key: bytes) -> str:
-    """A name for a key that tells nothing of it: the first 16 hexadecimal digits of a labeled hash."""
-    return hashlib.sha256(KEY_LABEL + master_key).hexdigest()[:16]
 
 
 def _to_text(data: bytes) -> str:

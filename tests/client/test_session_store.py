@@ -8,15 +8,33 @@ from typing import Any
 
 import pytest
 
-from client.session_store import FolderStore, MemoryStore, SessionStore
+from client.home import SiteHome
+from client.keys import Keyring
+from client.session_store import FolderStore, MemoryStore, SealedStore, SessionStore, sealed_sessions
+from client.settings import SiteSettings
+from common.errors import TamperedStoreError, UnsupportedSchemaError
+from common.ids import SiteId
 
 OLD, NEW, OTHER = b"old" * 100, b"new" * 200, b"other"
 NAME, UNTOUCHED = "run-1.3.keys", "run-1.2.unmask"
 
 
-@pytest.fixture(params=["memory", "folder"])
+@pytest.fixture
+def keyring(tmp_path: Path) -> Iterator[Keyring]:
+    (tmp_path / "home").mkdir()
+    settings = SiteSettings(site=SiteId("alpha"), cohort="alpha-2026", data=Path("data"))
+    with Keyring.create(SiteHome(tmp_path / "home"), settings) as keyring:
+        yield keyring
+
+
+@pytest.fixture(params=["memory", "folder", "sealed"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> SessionStore:
-    return MemoryStore() if request.param == "memory" else FolderStore(tmp_path / "store")
+    if request.param == "memory":
+        return MemoryStore()
+    folder = FolderStore(tmp_path / "store")
+    if request.param == "folder":
+        return folder
+    return SealedStore(folder, request.getfixturevalue("keyring"), place="north/rare_disease")
 
 
 def test_what_is_written_is_read_until_it_is_erased(store: SessionStore) -> None:
@@ -262,3 +280,58 @@ def test_a_disk_that_is_full_is_an_error_and_the_old_content_stays(
             store.write(NAME, NEW)
     assert store.read(NAME) == OLD
     assert [path.name for path in tmp_path.iterdir()] == [NAME]
+
+
+def test_in_a_sealed_store_nothing_lies_in_clear(tmp_path: Path, keyring: Keyring) -> None:
+    secret, folder = b"share-0123456789abcdef", tmp_path / "store"
+    store = SealedStore(FolderStore(folder), keyring, place="north/rare_disease")
+    store.write(NAME, secret)
+    kept = b"".join(path.read_bytes() for path in folder.iterdir())
+    assert kept
+    for clear in (secret, secret.hex().encode(), keyring.data_key, keyring.pseudonym_key):
+        assert clear not in kept
+    assert SealedStore(FolderStore(folder), keyring, place="north/rare_disease").read(NAME) == secret
+
+
+def test_what_is_read_is_what_was_written_under_this_name_and_for_this_place_or_an_error(
+    keyring: Keyring,
+) -> None:
+    inner = MemoryStore()
+    store = SealedStore(inner, keyring, place="north/rare_disease")
+    store.write(NAME, OLD)
+    sealed = inner.read(NAME)
+    assert sealed is not None
+    inner.write(UNTOUCHED, sealed)
+    with pytest.raises(TamperedStoreError, match=f"north/rare_disease/{UNTOUCHED}"):
+        store.read(UNTOUCHED)
+    with pytest.raises(TamperedStoreError):
+        SealedStore(inner, keyring, place="north/tissue_type").read(NAME)
+    for damaged in (sealed[:-1], b"", sealed[:-1] + bytes([sealed[-1] ^ 1]), OLD):
+        inner.write(NAME, damaged)
+        with pytest.raises((TamperedStoreError, UnsupportedSchemaError)):
+            store.read(NAME)
+
+
+def test_under_a_new_data_key_only_what_is_old_is_sealed_anew(keyring: Keyring) -> None:
+    inner = MemoryStore()
+    store = SealedStore(inner, keyring, place="north/rare_disease")
+    store.write(NAME, OLD)
+    keyring.add_key()
+    store.write(UNTOUCHED, OTHER)
+    before = inner.read(UNTOUCHED)
+    assert store.reseal() == 1
+    assert store.reseal() == 0
+    assert inner.read(UNTOUCHED) == before
+    keyring.drop_old_keys()
+    assert (store.read(NAME), store.read(UNTOUCHED)) == (OLD, OTHER)
+
+
+def test_a_consortium_keeps_the_sums_of_each_track_apart(tmp_path: Path, keyring: Keyring) -> None:
+    consortium = SiteHome(tmp_path / "home").consortium("north")
+    one, two = (sealed_sessions(consortium, track, keyring) for track in ("rare_disease", "tissue_type"))
+    one.write(NAME, OLD)
+    assert two.read(NAME) is None
+    two.write(NAME, NEW)
+    (consortium.sessions / "rare_disease" / NAME).replace(consortium.sessions / "tissue_type" / NAME)
+    with pytest.raises(TamperedStoreError):
+        two.read(NAME)

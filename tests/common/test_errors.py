@@ -16,6 +16,8 @@ from common.errors import (
     LedgerBrokenError,
     LedgerMissingError,
     LedgerRolledBackError,
+    RunExistsError,
+    RunHeldError,
     SettingsError,
     SiteRefusedError,
     StaleSumError,
@@ -23,13 +25,18 @@ from common.errors import (
     TranscriptMismatchError,
     UnapprovedSiteError,
     UnsupportedSchemaError,
+    KeysInUseError,
+    RotationUnfinishedError,
+    TamperedStoreError,
+    UnsafeKeyError,
+    WrongKeyError,
     WrongSecretError,
 )
 
 EXAMPLES = [
     (
         UnsupportedSchemaError("plan", 3, 1),
-        "plan: schema 3 is newer than 1, the newest this version reads",
+        "plan: schema 3 is newer than 1, the newest this version reads; upgrade Consilium here",
     ),
     (DigestMismatchError("answers", "ab", "cd"), "answers: expected digest cd, got ab"),
     (TooFewSurvivorsError(4, 2, 3), "Round 4: 2 sites survived, 3 needed"),
@@ -68,6 +75,26 @@ EXAMPLES = [
         LedgerRolledBackError("a/ledger.db", "3 entries", "head ab"),
         "a/ledger.db: expected head ab, found 3 entries; restore the newest copy, "
         "or tell the coordinator and begin a new cohort",
+    ),
+    (UnsafeKeyError("a/master.key", "expected mode 600, got 644"), "a/master.key: expected mode 600, got 644"),
+    (WrongKeyError("a/keyring.json", "ab", "cd"), "a/keyring.json: expected the master key cd, got ab"),
+    (
+        TamperedStoreError("a/pairs.json"),
+        "a/pairs.json: expected what was written here, got changed or damaged content",
+    ),
+    (KeysInUseError("a/keyring.json", "the keys are in use"), "a/keyring.json: the keys are in use"),
+    (
+        RotationUnfinishedError("a/keyring.json"),
+        "a/keyring.json: a change of the data key was interrupted; "
+        "finish it with: consilium-site rotate-keys --data",
+    ),
+    (
+        RunExistsError("runs/one", "run-1"),
+        "runs/one: run-1 was begun here; resume it, or give the new run a folder of its own",
+    ),
+    (
+        RunHeldError("runs/one"),
+        "runs/one: another process works on this run; wait for its end, or stop it first",
     ),
     (SettingsError("rounds", 0, "a whole number >= 1"), "rounds: expected a whole number >= 1, got 0"),
 ]

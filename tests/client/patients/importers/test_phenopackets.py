@@ -136,7 +136,7 @@ def test_a_packet_without_a_diagnosis_has_no_label(tmp_path: Path) -> None:
         ),
         (
             change(metaData={**META, "phenopacketSchemaVersion": "3.0"}),
-            "phenopacket: schema 3 is newer than 2, the newest this version reads",
+            "phenopacket: schema 3 is newer than 2, the newest this version reads; upgrade Consilium here",
         ),
         (
             change(metaData={**META, "created": "2026-07-01T00:00:00Z"}),
