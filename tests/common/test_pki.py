@@ -55,6 +55,7 @@ def test_a_signature_is_that_of_rfc_8032() -> None:
         (b"\x72", b""),
         (b"\x72", Identity.generate(A).sign(b"\x72")),
     ],
+    ids=["other statement", "no statement", "changed", "cut", "empty", "of another key"],
 )
 def test_what_a_site_did_not_sign_is_refused(statement: bytes, signature: bytes) -> None:
     with pytest.raises(BadSignatureError, match="keys of site-a: expected a signature by its approved key"):
