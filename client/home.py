@@ -32,6 +32,7 @@ class ConsortiumHome:
     tls.key  tls.crt  ca.crt                for the gateway: mutual TLS
     node.key  node.pub                      SuperNode's own key, registered at enrolment
     loopback.key  loopback.crt              between SuperNode and the site's outbound proxy
+    offered/SITE.json                       identities that the coordinator names; not approved by that
     packages/DIGEST.json                    plans that the coordinator offers (``common.plan_package``)
     approvals.jsonl                         which plans were approved, by whom; hash-chained
     audit.jsonl                             what was let in and what was refused; hash-chained
@@ -91,6 +92,11 @@ class ConsortiumHome:
     def loopback_certificate(self) -> Path:
         """Its certificate, which SuperNode trusts and nothing else does."""
         return self.root / "loopback.crt"
+
+    @property
+    def offered(self) -> Path:
+        """Identities that the coordinator names."""
+        return self.root / "offered"
 
     @property
     def packages(self) -> Path:

@@ -307,6 +307,11 @@ def split_address(key: str, address: str) -> tuple[str, int]:
     return bare, int(port)
 
 
+def join_address(host: str, port: int) -> str:
+    """``host:port`` back, an IPv6 address in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 def _statement(what: str, request: Any) -> bytes:
     return labeled_digest(f"consilium {what} v{SCHEMA}", canonical_json(request).encode())
 
