@@ -3,8 +3,8 @@
 The commands are in modules by what they are about: ``client.setup_commands`` (who this site is and with whom
 it talks), ``client.plan_commands`` (what may run here), ``client.run_commands`` (the daemon and what it
 does), ``client.data_commands`` (patients), ``client.ledger_commands`` (what was taken from them),
-``client.predict_command`` (a trained student's answers). Here they get one help, one way to say no, and one
-list of exit statuses.
+``client.predict_command`` (a trained student's answers), ``client.key_commands`` (keys at rest). Here they
+get one help, one way to say no, and one list of exit statuses.
 """
 
 import argparse
@@ -12,10 +12,13 @@ import sys
 from collections.abc import Iterable, Sequence
 
 from client.data_commands import CHECK_DATA, ReadFolder, add_check_data, check_data_folder, run_check_data
+from client.key_commands import KEY_COMMANDS
 from client.ledger_commands import DESCRIPTION as LEDGER
 from client.ledger_commands import add_ledger, check_ledger, run_ledger
+from client.plan_commands import PLAN_COMMANDS
 from client.predict_command import DESCRIPTION as PREDICT
 from client.predict_command import LoadStudent, add_predict, check_predict, run_predict
+from client.run_commands import RUN_COMMANDS
 from client.setup_commands import SETUP_COMMANDS
 from client.terminal import NOT_RUNNING, OK, REFUSED, UNUSABLE, USAGE, Command
 from common.errors import FederationError, NotRunningError, one_line
@@ -42,7 +45,7 @@ def main(
 ) -> int:
     """Run one command and return its exit status; SystemExit for help and for usage errors."""
     stay_offline()
-    commands = {command.name: command for command in (*SETUP_COMMANDS, *_on_patients(load, read))}
+    commands = {command.name: command for command in _commands(load, read)}
     parser = _parser(commands.values())
     arguments = parser.parse_args(argv)
     command = commands[arguments.command]
@@ -77,6 +80,11 @@ def _parser(commands: Iterable[Command]) -> argparse.ArgumentParser:
             )
         )
     return parser
+
+
+def _commands(load: LoadStudent | None, read: ReadFolder | None) -> tuple[Command, ...]:
+    patients = _on_patients(load, read)
+    return (*SETUP_COMMANDS, *PLAN_COMMANDS, *RUN_COMMANDS, *patients, *KEY_COMMANDS)
 
 
 def _on_patients(load: LoadStudent | None, read: ReadFolder | None) -> tuple[Command, ...]:
@@ -118,10 +126,13 @@ def _refused(number: int) -> int:
 
 
 def _complain(error: Exception) -> None:
-    reason = str(error)
-    if isinstance(error, OSError) and error.strerror:
+    reason = one_line(str(error))
+    if isinstance(error, FederationError):
+        # Whole: it was written for people, and a long path must not cut off what was found there.
+        reason = " ".join(str(error).split())
+    elif isinstance(error, OSError) and error.strerror:
         reason = f"{error.filename}: {error.strerror}"
-    print(f"consilium-site: {one_line(reason) or type(error).__name__}", file=sys.stderr)  # noqa: T201
+    print(f"consilium-site: {reason or type(error).__name__}", file=sys.stderr)  # noqa: T201
 
 
 if __name__ == "__main__":

@@ -28,11 +28,10 @@ from prometheus_client.core import GaugeMetricFamily
 
 from client.home import PRIVATE_FOLDER, ConsortiumHome, SiteHome
 from client.settings import SiteSettings
+from client.status import certificate_days, proxy_port, read_run_file
 from common.atomic import write_atomically
-from common.canonical import canonical_json, read_object
-from common.certificates import days_left, read_certificate
+from common.canonical import canonical_json
 from common.daemon_lock import hold
-from common.errors import BadFileError, SettingsError
 from common.flower import NODE_CONFIG_SITE, QUIET
 from common.monitoring import ChildrenCollector, Monitoring, failing_children
 from common.supervisor import ChildSpec, Restart, Supervisor
@@ -285,28 +284,6 @@ class SiteCollector:
         round_id = work.get("round")
         busy.add_metric([str(work.get("state", "unknown"))], round_id if isinstance(round_id, int) else 0)
         yield busy
-
-
-def proxy_port(consortium: ConsortiumHome) -> int | None:
-    """The proxy's port; None while it does not listen."""
-    port = (read_run_file(consortium.proxy_status) or {}).get("port")
-    return port if isinstance(port, int) and port > 0 else None
-
-
-def read_run_file(path: Path) -> dict[str, Any] | None:
-    """What a process says of itself; None if it says nothing that can be read."""
-    try:
-        return read_object(path.read_text(encoding="utf-8"), "status")
-    except (OSError, UnicodeDecodeError, SettingsError):
-        return None
-
-
-def certificate_days(consortium: ConsortiumHome) -> float | None:
-    """Days until the site's certificate ends; None if there is none that can be read."""
-    try:
-        return days_left(read_certificate(consortium.tls_certificate), datetime.now(UTC))
-    except BadFileError:
-        return None
 
 
 def _listens(port: int) -> bool:

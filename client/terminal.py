@@ -38,7 +38,9 @@ def say_table(title: str, headings: Sequence[str], rows: Iterable[Sequence[objec
     console = Console()
     if not console.is_terminal:
         console = Console(width=_PIPE_WIDTH)
-    table = Table(*headings, title=title, title_justify="left", box=None)
+    # Not the table's own title, which would be broken to the width of the cells.
+    console.print(Text(title))
+    table = Table(*headings, box=None)
     for row in rows:
         # Text, because a cell may hold brackets that would be read as markup.
         table.add_row(*(Text(str(cell)) for cell in row))

@@ -29,6 +29,10 @@ class UnsupportedSchemaError(FederationError):
         self.got = got
         self.newest = newest
 
+    def at(self, path: Path | str) -> UnsupportedSchemaError:
+        """The same refusal, naming the file that it is about."""
+        return UnsupportedSchemaError(f"{path}: {self.what}", self.got, self.newest)
+
 
 class DigestMismatchError(FederationError):
     """A thing named by its digest is another thing."""
@@ -601,6 +605,18 @@ class SuperLinkError(FederationError):
         self.what = what
         self.address = address
         self.reason = reason
+
+
+class NoSuchPlanError(FederationError):
+    """A plan is named by digits with which none that is known here begins, or several do."""
+
+    def __init__(self, named: str, found: int, least: int) -> None:
+        super().__init__(
+            f"plan {one_line(named)!r}: expected a package file, or {least} or more first digits of the digest "
+            f"of one plan that is known here; {found} plans begin like this"
+        )
+        self.named = named
+        self.found = found
 
 
 def one_line(text: str) -> str:

@@ -27,12 +27,12 @@ from client.daemon import (
     Daemon,
     Programs,
     child_environment,
-    proxy_port,
     site_programs,
 )
 from client.home import ConsortiumHome, SiteHome
 from client.settings import SiteSettings, read_settings
 from client.setup_commands import settings_text
+from client.status import proxy_port
 from common.errors import AlreadyRunningError
 from common.supervisor import Row, read_status
 
