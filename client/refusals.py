@@ -1,7 +1,7 @@
 """What goes back to the coordinator when a site does not do what it was asked.
 
-Guarantee: no text of an unexpected error leaves the site, since it may quote a patient's data. The
-coordinator gets its class, the site's own log the rest.
+Guarantee: no text of an unexpected error leaves the site, since it may quote a patient's data, and no name of
+a file of the site. The coordinator gets the error's class, the site's own log the rest.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from common.errors import (
 from common.ids import RunId, SiteId
 from common.messages import Message, refusal
 
+_FILE = "a file of this site cannot be used"
 LEDGER_ERRORS = (LedgerBrokenError, LedgerMissingError, LedgerRolledBackError)
 
 logger = logging.getLogger(__name__)
@@ -33,6 +34,10 @@ def reply_or_refusal(work: Callable[[], Message], run: RunId, site: SiteId) -> M
         logger.exception("%s: the ledger of what was spent stops this site", site)
         return refusal(run, site, "its ledger is damaged or older than it was; see the site's log", "ledger")
     except FederationError as error:
+        if getattr(error, "path", None) is not None:
+            # It names a file, which may be a patient's.
+            logger.exception("%s: a file of this site cannot be used", site)
+            return refusal(run, site, f"{_FILE} ({type(error).__name__}); see the site's log")
         return refusal(run, site, str(error), "budget" if isinstance(error, BudgetSpentError) else "failed")
     except Exception as error:
         # Whatever it is, Flower and gRPC would send its text on.
