@@ -1,83 +1,40 @@
-"""What commands say to people and to scripts, and how they ask: lines, tables, JSON, exit status."""
+"""What a site's commands say to people and to scripts: ``common.terminal``, and the home."""
 
 from __future__ import annotations
 
 import argparse
-import json
-import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
+from common.terminal import (
+    LABEL_WIDTH,
+    NOT_RUNNING,
+    OK,
+    REFUSED,
+    UNUSABLE,
+    USAGE,
+    Command,
+    add_json,
+    confirm,
+    say,
+    say_json,
+    say_table,
+)
 
-from common.errors import NotConfirmedError
-
-OK, UNUSABLE, USAGE, REFUSED, NOT_RUNNING = 0, 1, 2, 3, 4
-
-LABEL_WIDTH = 13
-_PIPE_WIDTH = 10_000
-_YES = ("y", "yes")
-
-
-def say(label: str, value: object) -> None:
-    """One line: what it is, and its value."""
-    print(f"{label:<{LABEL_WIDTH}}{value}")  # noqa: T201
-
-
-def say_json(schema: int, content: Mapping[str, Any]) -> None:
-    """One JSON object that begins with the number of its schema."""
-    print(json.dumps({"schema": schema, **content}, indent=1, ensure_ascii=False))  # noqa: T201
-
-
-def say_table(title: str, headings: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """A table; in a pipe no cell is ever broken into lines."""
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=_PIPE_WIDTH)
-    # Not the table's own title, which would be broken to the width of the cells.
-    console.print(Text(title))
-    table = Table(*headings, box=None)
-    for row in rows:
-        # Text, because a cell may hold brackets that would be read as markup.
-        table.add_row(*(Text(str(cell)) for cell in row))
-    console.print(table)
-
-
-def confirm(question: str) -> None:
-    """Ask on the terminal. NotConfirmedError unless the answer is yes; no terminal is no answer."""
-    if not sys.stdin.isatty():
-        raise NotConfirmedError(question, "no terminal to ask on")
-    try:
-        answer = input(f"{question} [y/N] ")
-    except EOFError:
-        answer = ""
-    if answer.strip().lower() not in _YES:
-        raise NotConfirmedError(question, repr(answer.strip()) if answer.strip() else "no answer")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Command:
-    """One command of a program.
-
-    Attributes:
-        name: As it is typed.
-        brief: One line, for the list of commands.
-        description: What it does, for its own help.
-        add: Adds its arguments.
-        run: Does it; its exit status. OSError, ValueError or FederationError if it cannot.
-        check: Refuses arguments that make no sense together, before anything is done.
-    """
-
-    name: str
-    brief: str
-    description: str
-    add: Callable[[argparse.ArgumentParser], None]
-    run: Callable[[argparse.Namespace], int]
-    check: Callable[[argparse.ArgumentParser, argparse.Namespace], None] | None = None
+__all__ = [
+    "LABEL_WIDTH",
+    "NOT_RUNNING",
+    "OK",
+    "REFUSED",
+    "UNUSABLE",
+    "USAGE",
+    "Command",
+    "add_home",
+    "add_json",
+    "confirm",
+    "say",
+    "say_json",
+    "say_table",
+]
 
 
 def add_home(parser: argparse.ArgumentParser, *, consortium: bool = True) -> None:
@@ -87,8 +44,3 @@ def add_home(parser: argparse.ArgumentParser, *, consortium: bool = True) -> Non
         parser.add_argument(
             "--consortium", metavar="NAME", help="which federation, where this site is in several"
         )
-
-
-def add_json(parser: argparse.ArgumentParser) -> None:
-    """``--json``."""
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
