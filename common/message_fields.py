@@ -17,11 +17,13 @@ from common.plan import LARGEST_FEDERATION
 from common.secagg.envelopes import ENVELOPE_SIZE
 from common.secagg.keys import SignedKeys
 from common.secagg.sharing import SHARE_SIZE
+from common.tracks import TRACKS
 
 MAX_REASON = LONGEST_VALUE
 MAX_NUMBER = 2**31 - 1
 MAX_SITES = LARGEST_FEDERATION
-MAX_PARTS = 4
+# For each track the head of a ledger, the work, and the keys of the next sum.
+MAX_PARTS = 3 * len(TRACKS)
 DIGEST_SIZE = 32
 BUNDLE = 16
 

@@ -1,9 +1,12 @@
 """Flower's ServerApp: reads what a run is, runs its tracks, writes what came out. No logic.
 
 The run's configuration holds ``plan`` (the plan's JSON) and the keys of ``CoordinatorSettings``. For every
-track of the plan ``{adapters}/{track}.safetensors`` is the adapter to start from; ``{out}/{track}/`` gets
-``adapter.safetensors`` and ``rounds.json``. Where the plan spends a privacy budget, ``{out}/ledger.db`` is
-the coordinator's own ledger.
+track of the plan ``{adapters}/{track}.safetensors`` is the adapter to start from. ``{out}`` holds the journal
+(``server.journal``); ``{out}/{track}/`` gets ``adapter.safetensors`` and ``rounds.json``. Where the plan
+spends a privacy budget, ``ledger.db`` in ``{ledger}`` or else in ``{out}`` is the coordinator's own ledger.
+
+A run has a name of its own (``run``), and each of Flower's runs that works on it another: after a crash a new
+one is given the same ``run`` and ``out``, and ``resume``.
 """
 
 from __future__ import annotations
@@ -14,18 +17,19 @@ from pathlib import Path
 from typing import Any
 
 from common.adapter import Adapter, load_adapter, save_adapter
-from common.atomic import write_atomically
-from common.canonical import plain, read_object
+from common.canonical import canonical_json, plain, read_object
 from common.errors import DigestMismatchError, SettingsError
 from common.flower import run_name
-from common.ids import SiteId, site_id
+from common.ids import RunId, SiteId, site_id
 from common.pki import Identity, read_approved, read_identity
 from common.plan import RunPlan, TrackPlan
 from server.budget import open_ledger
-from server.grid import GridLink
-from server.link import SiteLink
-from server.rounds import OnState, TrackState, run_track
+from server.grid import GridLink, read_nodes
+from server.journal import Journal
+from server.lanes import run_tracks
+from server.rounds import OnState, TrackState
 from server.settings import CoordinatorSettings
+from server.stored_state import hidden_beside, move_durably, write_text_durably
 
 # isort: split
 # Below common.flower, which keeps Flower quiet.
@@ -35,7 +39,7 @@ from flwr.serverapp import Grid, ServerApp
 logger = logging.getLogger(__name__)
 
 RESULT_SCHEMA = 1
-HEADS_FILE = "ledger_heads.json"
+HEADS_FOLDER = "ledger_heads"
 
 
 def make_app(on_state: OnState) -> ServerApp:
@@ -46,42 +50,56 @@ def make_app(on_state: OnState) -> ServerApp:
     def main(grid: Grid, context: Context) -> None:
         plan = RunPlan.from_run_config(context.run_config)
         settings = CoordinatorSettings.from_run_config(context.run_config)
-        identities = read_approved(settings.identities)
-        # Before any site is asked: what is wrong with one track's file must not cost another's training.
-        signer = _signer(plan, settings)
-        ledger = open_ledger(settings.out, plan)
-        starts = [
-            TrackState(
-                plan=plan,
-                run_id=run_name(context.run_id),
-                track=track.track,
-                adapter=load_initial(settings.adapters, track),
-                identities=identities,
-                signer=signer,
-                heads=load_heads(settings.out, track.track),
-            )
-            for track in plan.tracks
-        ]
-        grid_link = GridLink(grid, query_ttl_s=settings.connect_timeout_s)
-        grid_link.wait_for(plan.sites, settings.connect_timeout_s)
-        link: SiteLink = grid_link
+        run = settings.run or run_name(context.run_id)
+        open_journal = Journal.open if settings.resume else Journal.create
+        with open_journal(settings.out, plan, run) as journal:
+            journal.add_flower_run(context.run_id)
+            kept = settings.ledger or settings.out
 
-        def keep(state: TrackState) -> None:
-            save_heads(state, settings.out)
-            on_state(state)
+            def keep(state: TrackState) -> None:
+                journal.close(state)
+                save_heads(state, kept)
+                if state.metrics is not None:
+                    save_result(state, settings.out)
+                on_state(state)
 
-        for start in starts:
-            state = run_track(
-                start,
+            # Before any site is asked: what is wrong with one track's file must not cost another's training.
+            starts = [journal.resume(start) for start in _starts(plan, run, settings, kept)]
+            ledger = open_ledger(kept, plan)
+            nodes = read_nodes(settings.nodes) if settings.nodes else None
+            link = GridLink(grid, query_ttl_s=settings.connect_timeout_s, nodes=nodes)
+            link.wait_for(plan.sites, settings.connect_timeout_s)
+            ended = run_tracks(
+                starts,
                 link,
                 on_state=keep,
+                on_begin=journal.begin,
                 ledger=ledger,
                 attempts=settings.attempts,
                 pause_s=settings.retry_pause_s,
             )
-            save_result(state, settings.out)
+            for state in ended.values():
+                # Again: a crash may have come between a track's last state and its result.
+                save_result(state, settings.out)
 
     return server_app
+
+
+def _starts(plan: RunPlan, run: RunId, settings: CoordinatorSettings, kept: Path) -> list[TrackState]:
+    """The state before the first round, of every track."""
+    identities, signer = read_approved(settings.identities), _signer(plan, settings)
+    return [
+        TrackState(
+            plan=plan,
+            run_id=run,
+            track=track.track,
+            adapter=load_initial(settings.adapters, track),
+            identities=identities,
+            signer=signer,
+            heads=load_heads(kept, track.track),
+        )
+        for track in plan.tracks
+    ]
 
 
 def load_initial(folder: Path, track: TrackPlan) -> Adapter:
@@ -102,28 +120,30 @@ def _signer(plan: RunPlan, settings: CoordinatorSettings) -> Identity | None:
     return read_identity(settings.identity)
 
 
-def load_heads(out: Path, track: str) -> dict[SiteId, str]:
-    """The heads of the sites' ledgers that earlier runs into this folder heard of."""
-    path = out / track / HEADS_FILE
+def load_heads(folder: Path, track: str) -> dict[SiteId, str]:
+    """The heads of the sites' ledgers that earlier runs with this folder heard of."""
+    path = folder / HEADS_FOLDER / f"{track}.json"
     if not path.exists():
         return {}
     content = read_object(path.read_text(encoding="utf-8"), str(path))
     return {site_id(site): str(head) for site, head in content.items()}
 
 
-def save_heads(state: TrackState, out: Path) -> None:
+def save_heads(state: TrackState, folder: Path) -> None:
     """Remember the heads of the sites' ledgers: a site that comes back with an older one is told."""
     if state.heads:
-        folder = out / state.track
-        folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / HEADS_FILE, json.dumps(dict(state.heads)) + "\n")
+        path = folder / HEADS_FOLDER / f"{state.track}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text_durably(path, json.dumps(dict(state.heads)) + "\n")
 
 
 def save_result(state: TrackState, out: Path) -> None:
-    """Write a track's adapter and the reports of its rounds."""
+    """Write a track's adapter and the reports of its rounds, each whole or not at all."""
     folder = out / state.track
     folder.mkdir(parents=True, exist_ok=True)
-    save_adapter(state.adapter, folder / "adapter.safetensors")
+    path = folder / "adapter.safetensors"
+    save_adapter(state.adapter, hidden_beside(path))
+    move_durably(hidden_beside(path), path)
     result: dict[str, Any] = {
         "schema": RESULT_SCHEMA,
         "run_id": state.run_id,
@@ -135,30 +155,20 @@ def save_result(state: TrackState, out: Path) -> None:
         "retried": state.retried,
         "metrics": plain(state.metrics),
     }
-    (folder / "rounds.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    write_text_durably(folder / "rounds.json", json.dumps(result, indent=1) + "\n")
 
 
 def log_state(state: TrackState) -> None:
-    """One line a round."""
+    """One line of JSON for each state; the keys of a round are those of its report."""
+    logger.info("%s", canonical_json({"track": state.track, "run": state.run_id, **_event(state)}))
+
+
+def _event(state: TrackState) -> dict[str, Any]:
     if state.metrics is not None:
-        logger.info("%s: evaluated: %s", state.track, state.metrics.as_dict())
-        return
+        return {"event": "evaluated", **state.metrics.as_dict()}
     if not state.history:
-        logger.info("%s: prepared; declined: %s", state.track, ", ".join(state.declined) or "none")
-        return
-    report = state.history[-1]
-    logger.info(
-        "%s: round %d closed (block %s, mode %s): %d survivors, %d dropouts, %s patients, delta %.3g, %.1f s",
-        state.track,
-        report.round_id,
-        report.block,
-        report.mode,
-        len(report.survivors),
-        len(report.dropouts),
-        "untold" if report.patients is None else report.patients,
-        report.mean_delta_norm,
-        report.seconds,
-    )
+        return {"event": "prepared", "declined": sorted(state.declined)}
+    return {"event": "round closed", **plain(state.history[-1])}
 
 
 app = make_app(log_state)

@@ -12,7 +12,7 @@ from common.charges import round_charge
 from common.errors import BudgetSpentError
 from common.ids import RoundId, RunId
 from common.plan import RunPlan
-from common.privacy.ledger import Ledger
+from common.privacy.ledger import Charge, Ledger
 
 LEDGER_FILE = "ledger.db"
 
@@ -42,6 +42,8 @@ def charge_round(
 ) -> None:
     """Write down a round before any site is asked for it: a crash must overstate the loss.
 
+    Guarantee: one secure sum is charged once, however often it is gone on with.
+
     Raises:
         BudgetSpentError: The plan pays for no further step.
     """
@@ -51,9 +53,17 @@ def charge_round(
     charge = round_charge(
         plan, planned, run_id=run_id, round_id=round_id, sum_id=sum_id, roster_digest=roster_digest
     )
-    spent = (entry.charge for entry in ledger.entries())
+    spent = [entry.charge for entry in ledger.entries()]
+    if any(_names_sum(one) == _names_sum(charge) for one in spent):
+        return
     used = sum(one.steps for one in spent if (one.plan_digest, one.track) == (charge.plan_digest, track))
     most = plan.steps(planned)
     if plan.privacy.stop == "fixed" and used + charge.steps > most:
         raise BudgetSpentError(track, "student", f"{used} of the plan's {most} steps are spent")
     ledger.charge(charge)
+
+
+def _names_sum(charge: Charge) -> tuple[object, ...]:
+    """What a sum is told by; its roster too, since other keys mask another release."""
+    run = (charge.plan_digest, charge.run_id, charge.track)
+    return (*run, charge.round_id, charge.sum_id, charge.roster_digest)

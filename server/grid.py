@@ -1,19 +1,28 @@
 """The link to sites over Flower's ``Grid``: the same for real SuperNodes and for one process.
 
-Flower addresses nodes by number. Which site a node is, the node says itself when it is first seen, out of
-its own configuration; nothing proves it. A name that is in use is not given twice, so that a newcomer
-cannot push a site out. Identities that are pinned come with enrolment.
+Flower addresses nodes by number. Which site a node is, a list says that enrolment keeps (``read_nodes``):
+then no other node is spoken to. Without one, in a simulation, the node says it itself when it is first seen,
+and nothing proves it; a name that is in use is not given twice, so that a newcomer cannot push a site out.
+
+A SuperLink that is away for a while costs time and not the run: what it was asked is asked again, until the
+exchange's own deadline.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
 
-from common.errors import FederationError
+import httpx
+
+from common.canonical import read_object
+from common.errors import BadFileError, FederationError, UnsupportedSchemaError
 from common.flower import Recorder, from_record, site_of_record
-from common.ids import SiteId
+from common.ids import SiteId, site_id
 from common.messages import EvaluateTask, Message
 
 # isort: split
@@ -23,6 +32,15 @@ from flwr.app import MessageType, RecordDict
 from flwr.serverapp import Grid
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+NODES_SCHEMA = 1
+# Between two tries to reach a SuperLink that is away, doubled from try to try.
+SHORTEST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 8.0
+SERVER_ERROR = 500
+# What Flower's grid raises while its SuperLink is away; a status below 500 is an answer (``_require_away``).
+AWAY = (httpx.HTTPError, ConnectionError, TimeoutError)
 
 # What Flower's error codes mean. Its own reason is not passed on: it may quote what a site's code raised.
 ERRORS: Mapping[int, str] = {
@@ -40,26 +58,52 @@ ERRORS: Mapping[int, str] = {
 class GridLink:
     """A ``SiteLink`` over a grid; knows which node is which site."""
 
-    def __init__(self, grid: Grid, *, query_ttl_s: float, poll_s: float = 0.5) -> None:
-        """Use ``grid``; a node has ``query_ttl_s`` to say its name, and ``poll_s`` lies between two looks."""
+    def __init__(
+        self,
+        grid: Grid,
+        *,
+        query_ttl_s: float,
+        poll_s: float = 0.5,
+        nodes: Mapping[int, SiteId] | None = None,
+    ) -> None:
+        """Use ``grid``.
+
+        Args:
+            grid: Flower's.
+            query_ttl_s: Seconds that a node has to say its name.
+            poll_s: Seconds between two looks for answers.
+            nodes: The sites by node, where they are known: nobody is asked, and no other node admitted.
+        """
         self._grid = grid
         self._query_ttl_s = query_ttl_s
         self._poll_s = poll_s
+        self._nodes = nodes
         self._site_by_node: dict[int, SiteId] = {}
         # Questions on the way, by message: the node, and when it will be asked again.
         self._queries: dict[str, tuple[int, float]] = {}
 
     def sites(self) -> tuple[SiteId, ...]:
-        """The sites that are online and have said their names.
+        """The sites that are online, and whose names are known.
 
         Never waits: a node not seen before is asked, and is in the answer of a later call. A node that
-        hangs would otherwise hold up every round.
+        hangs would otherwise hold up every round. While the SuperLink is away these are the last known.
         """
+        try:
+            self._look()
+        except AWAY as error:
+            _require_away(error)
+            logger.warning("The SuperLink is away (%s); going by what it said last", type(error).__name__)
+        return tuple(sorted(self._site_by_node.values()))
+
+    def _look(self) -> None:
+        """See which nodes are online."""
         online = set(self._grid.get_node_ids())
+        if self._nodes is not None:
+            self._site_by_node = {node: site for node, site in self._nodes.items() if node in online}
+            return
         self._site_by_node = {node: site for node, site in self._site_by_node.items() if node in online}
         self._ask_names(online)
         self._read_names()
-        return tuple(sorted(self._site_by_node.values()))
 
     def wait_for(self, expected: tuple[SiteId, ...], timeout_s: float) -> tuple[SiteId, ...]:
         """The sites that are there as soon as all expected ones are, or the time is over."""
@@ -77,12 +121,12 @@ class GridLink:
         A site is missing, and the log says why, if its node is gone or reports an error, or if its answer
         cannot be read: none of these is the site's own word, so none is a refusal.
         """
-        site_by_message = self._send(tasks, timeout_s)
         deadline = time.monotonic() + timeout_s
+        site_by_message = self._send(tasks, timeout_s, deadline)
         while site_by_message:
             # One by one: all answers together may not fit in memory.
             for message_id in list(site_by_message):
-                for _, reply in self._pull([message_id]):
+                for _, reply in _patiently(partial(self._pull, [message_id]), deadline) or ():
                     site = site_by_message.pop(message_id)
                     answer = _answer(site, reply)
                     if answer is not None:
@@ -92,14 +136,15 @@ class GridLink:
             if site_by_message:
                 time.sleep(min(self._poll_s, max(0.0, deadline - time.monotonic())))
 
-    def _send(self, tasks: Mapping[SiteId, Message], ttl: float) -> dict[str, SiteId]:
+    def _send(self, tasks: Mapping[SiteId, Message], ttl: float, deadline: float) -> dict[str, SiteId]:
         """Push the tasks of the sites whose nodes are there; the site by the message's id."""
         recorder = Recorder()
         site_by_message: dict[str, SiteId] = {}
         for node, site in self._site_by_node.items():
             if site not in tasks:
                 continue
-            message_id = self._push(recorder.record(tasks[site]), node, _type_of(tasks[site]), ttl)
+            task = recorder.record(tasks[site]), node, _type_of(tasks[site]), ttl
+            message_id = _patiently(partial(self._push, *task), deadline)
             if message_id:
                 site_by_message[message_id] = site
         return site_by_message
@@ -154,6 +199,49 @@ class GridLink:
             (reply.metadata.reply_to_message_id, reply) for reply in self._grid.pull_messages(message_ids)
         ]
         return [(message_id, reply) for message_id, reply in answered if message_id in message_ids]
+
+
+def read_nodes(path: Path) -> dict[int, SiteId]:
+    """The sites by node, of a file ``{"schema": 1, "nodes": {"<node_id>": "<site>"}}``.
+
+    Raises:
+        BadFileError: It is missing, or damaged, or names a site twice.
+        UnsupportedSchemaError: A newer version wrote it.
+    """
+    try:
+        content = read_object(path.read_text(encoding="utf-8"), str(path))
+        if isinstance(content.get("schema"), int) and content["schema"] > NODES_SCHEMA:
+            raise UnsupportedSchemaError(str(path), content["schema"], NODES_SCHEMA)
+        nodes = {int(node): site_id(site) for node, site in content["nodes"].items()}
+    except OSError as error:
+        raise BadFileError(path, error.strerror or type(error).__name__) from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BadFileError(path, 'expected {"schema": 1, "nodes": {"<node_id>": "<site>"}}') from error
+    if content.get("schema") != NODES_SCHEMA or len(set(nodes.values())) < len(nodes):
+        raise BadFileError(path, f"expected schema {NODES_SCHEMA} and every site once")
+    return nodes
+
+
+def _patiently(ask: Callable[[], T], deadline: float) -> T | None:
+    """What Flower answers, asked again while its SuperLink is away; None if it is until the deadline."""
+    pause = SHORTEST_PAUSE_S
+    while True:
+        try:
+            return ask()
+        except AWAY as error:
+            _require_away(error)
+            left = deadline - time.monotonic()
+            logger.warning("The SuperLink is away (%s); %.1f s are left", type(error).__name__, max(left, 0))
+        if left <= 0:
+            return None
+        time.sleep(min(pause, left))
+        pause = min(2 * pause, LONGEST_PAUSE_S)
+
+
+def _require_away(error: Exception) -> None:
+    """Raise the error again if it is a SuperLink's answer."""
+    if isinstance(error, httpx.HTTPStatusError) and error.response.status_code < SERVER_ERROR:
+        raise error
 
 
 def _type_of(task: Message) -> str:

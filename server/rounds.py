@@ -64,6 +64,7 @@ class RoundReport:
             keys had to be agreed first.
         bytes_up: Bytes of all answers, as ``common.wire`` writes them; ``bytes_down`` of all tasks.
         seconds: Duration of the round at the coordinator.
+        waiting_s: Of it, what was spent waiting for sites, and for the other tracks' share of an exchange.
         mean_delta_norm: L2 norm of the mean delta.
         noise_std: Standard deviation of the noise in a coordinate of the mean delta; None without noise, or
             where it is made at each site from several steps.
@@ -84,6 +85,7 @@ class RoundReport:
     bytes_up: int
     bytes_down: int
     seconds: float
+    waiting_s: float
     mean_delta_norm: float
     noise_std: float | None = None
 
@@ -106,6 +108,8 @@ class TrackState:
         metrics: Pooled counts of ``adapter``; None until it is evaluated.
         sum_id: The last secure sum that was begun; a number is never used again.
         setup: Keys of sum ``sum_id``, agreed while the one before it ran; None if there are none.
+        begun: Whether sites were asked for that sum already, before a crash. They answer it as they did
+            then, and it counts only if all of its members do.
         signer: The coordinator's own identity, which countersigns the sites' ledgers; needed where the plan
             spends a budget.
         heads: The last head of each site's ledger that was heard of.
@@ -124,6 +128,7 @@ class TrackState:
     metrics: MetricCounts | None = None
     sum_id: int = 0
     setup: Setup | None = None
+    begun: bool = False
     signer: Identity | None = None
     heads: Mapping[SiteId, str] = field(default_factory=dict)
 
@@ -146,10 +151,18 @@ class TrackState:
 
     def after_failure(self) -> TrackState:
         """The state to try again from: the same, with numbers for sums that no site has seen."""
-        return replace(self, retried=self.retried + 1, sum_id=self.sum_id + SUMS_OF_A_ROUND, setup=None)
+        sum_id = self.sum_id + SUMS_OF_A_ROUND
+        return replace(self, retried=self.retried + 1, sum_id=sum_id, setup=None, begun=False)
 
 
 OnState = Callable[[TrackState], None]
+OnBegin = Callable[[TrackState, int], None]
+Step = Callable[[TrackState], TrackState]
+"""A round, or the evaluation."""
+
+
+def no_journal(state: TrackState, sum_id: int) -> None:
+    """For a run that need not outlive its process."""
 
 
 def run_track(
@@ -157,26 +170,45 @@ def run_track(
     link: SiteLink,
     *,
     on_state: OnState,
+    on_begin: OnBegin = no_journal,
     attempts: int = 1,
     pause_s: float = 0.0,
+    pause: Callable[[float], None] = time.sleep,
     ledger: Ledger | None = None,
 ) -> TrackState:
-    """Prepare, train all rounds of the plan that are still to come, evaluate.
+    """Prepare, train all rounds of the plan that are still to come, evaluate; nothing if that is done.
 
-    ``on_state`` is handed every state on the way: prepared, after each round, evaluated. ``ledger`` is the
-    coordinator's own, for plans that spend a privacy budget.
+    Args:
+        state: Where to begin.
+        link: To the sites.
+        on_state: Handed every state on the way: prepared, after each round, evaluated.
+        on_begin: Handed the state and the number of a sum before any site is asked for it.
+        attempts: How often a round, or the evaluation, is tried.
+        pause_s: Seconds between two attempts.
+        pause: What waits for them.
+        ledger: The coordinator's own, for plans that spend a privacy budget.
 
     Raises:
         TooFewSurvivorsError: A round lost too many sites ``attempts`` times in a row.
         BudgetRefusedError: Sites refuse for their patients' budget.
         BudgetSpentError: The plan pays for no further step.
     """
+    rounds = state.track_plan.training.rounds
+    if state.round_id >= rounds and state.metrics is not None:
+        return state
     state = prepare(state, link)
     on_state(state)
-    while state.round_id < state.track_plan.training.rounds:
-        state = _try_round(state, link, attempts=attempts, pause_s=pause_s, ledger=ledger)
+
+    def train(before: TrackState) -> TrackState:
+        return run_round(before, link, ledger, on_begin)
+
+    def rate(before: TrackState) -> TrackState:
+        return evaluate(before, link, on_begin)
+
+    while state.round_id < rounds:
+        state = _tried(train, state, attempts=attempts, pause=lambda: pause(pause_s))
         on_state(state)
-    state = evaluate(state, link)
+    state = _tried(rate, state, attempts=attempts, pause=lambda: pause(pause_s))
     on_state(state)
     return state
 
@@ -216,8 +248,10 @@ def prepare(state: TrackState, link: SiteLink) -> TrackState:
     return replace(state, declined=declined)
 
 
-def run_round(state: TrackState, link: SiteLink, ledger: Ledger | None = None) -> TrackState:
-    """One round; the state after it.
+def run_round(
+    state: TrackState, link: SiteLink, ledger: Ledger | None = None, on_begin: OnBegin = no_journal
+) -> TrackState:
+    """One round; the state after it. ``on_begin`` as in ``run_track``.
 
     Guarantee: a round that fails leaves the state unchanged, and the next one starts clean, from
     ``state.after_failure()``. From the state itself the same secure sum goes on, as far as its sites have
@@ -240,7 +274,7 @@ def run_round(state: TrackState, link: SiteLink, ledger: Ledger | None = None) -
 
     # 2. Keys: those that rode on the last round, or new ones.
     exchanges = Exchanges(link, plan.aggregation.timeout_s)
-    setup = _setup(state, cohort, round_id, exchanges)
+    setup = _setup(state, cohort, round_id, exchanges, on_begin)
 
     # 3. Budget: the round is in the ledger before anybody is asked.
     if ledger is not None:
@@ -302,6 +336,7 @@ def run_round(state: TrackState, link: SiteLink, ledger: Ledger | None = None) -
         bytes_up=exchanges.bytes_up,
         bytes_down=exchanges.bytes_down,
         seconds=time.perf_counter() - started,
+        waiting_s=exchanges.waiting_s,
         mean_delta_norm=float(np.linalg.norm(mean.delta)),
     )
     return replace(
@@ -313,12 +348,15 @@ def run_round(state: TrackState, link: SiteLink, ledger: Ledger | None = None) -
         metrics=None,
         sum_id=task.sum_id + 1,
         setup=outcome.next_setup,
+        begun=False,
         heads=heads.known if heads else {},
     )
 
 
-def evaluate(state: TrackState, link: SiteLink) -> TrackState:
+def evaluate(state: TrackState, link: SiteLink, on_begin: OnBegin = no_journal) -> TrackState:
     """The state with the sites' counts for its adapter, summed like deltas; no site's counts are seen.
+
+    ``on_begin`` as in ``run_track``.
 
     Raises:
         TooFewSurvivorsError: Fewer sites answered than the plan or the share threshold wants.
@@ -330,7 +368,7 @@ def evaluate(state: TrackState, link: SiteLink) -> TrackState:
         plan, state.track_plan, round_id=round_id, reachable=link.sites(), declined=state.declined
     )
     exchanges = Exchanges(link, plan.aggregation.timeout_s)
-    setup = _setup(state, cohort, round_id, exchanges)
+    setup = _setup(state, cohort, round_id, exchanges, on_begin)
     task = EvaluateTask(
         run_id=state.run_id,
         round_id=round_id,
@@ -348,17 +386,28 @@ def evaluate(state: TrackState, link: SiteLink) -> TrackState:
         metrics=pooled_counts(outcome.words),
         sum_id=task.sum_id,
         setup=None,
+        begun=False,
         heads=heads.known if heads else {},
     )
 
 
-def _setup(state: TrackState, cohort: tuple[SiteId, ...], round_id: RoundId, exchanges: Exchanges) -> Setup:
+def _setup(
+    state: TrackState, cohort: tuple[SiteId, ...], round_id: RoundId, exchanges: Exchanges, on_begin: OnBegin
+) -> Setup:
     """The keys of the next sum: those that are agreed, while enough of their sites can be reached."""
-    if state.setup is not None:
-        roster, present = state.setup.roster, set(state.setup.members) & set(cohort)
-        if len(present) >= state.plan.least_survivors(len(roster.sites), roster.threshold):
-            return state.setup
-    return agree(_keys_of(state, state.sum_id + 1, round_id), cohort, exchanges)
+    kept = _kept_setup(state, cohort)
+    sum_id = kept.roster.context.sum_id if kept else state.sum_id + 1
+    # Before anybody is asked: a number that a site may have seen must be known after a crash.
+    on_begin(state, sum_id)
+    return kept or agree(_keys_of(state, sum_id, round_id), cohort, exchanges)
+
+
+def _kept_setup(state: TrackState, cohort: tuple[SiteId, ...]) -> Setup | None:
+    if state.setup is None:
+        return None
+    roster, present = state.setup.roster, set(state.setup.members) & set(cohort)
+    enough = len(present) >= state.plan.least_survivors(len(roster.sites), roster.threshold)
+    return state.setup if enough else None
 
 
 def _sum(
@@ -384,6 +433,8 @@ def _sum(
         coming=_keys_of(state, task.sum_id + 1, next_round) if more else None,
         exchanges=exchanges,
         heads=heads,
+        # Sites that closed the sum before the crash are lost to it, and not to a new one.
+        whole=state.begun and setup is state.setup,
     )
 
 
@@ -422,15 +473,22 @@ def _keys_of(state: TrackState, sum_id: int, round_id: RoundId) -> KeySetup:
     return KeySetup(context, plan=state.plan, identities=state.identities, round_id=round_id)
 
 
-def _try_round(
-    state: TrackState, link: SiteLink, *, attempts: int, pause_s: float, ledger: Ledger | None
-) -> TrackState:
-    """One round, tried up to ``attempts`` times."""
+def _tried(step: Step, state: TrackState, *, attempts: int, pause: Callable[[], None]) -> TrackState:
+    """The state after ``step``, which is tried up to ``attempts`` times.
+
+    A sum that a crash interrupted is tried once more than others, and without a pause.
+    """
+    if state.begun:
+        try:
+            return step(state)
+        except (TooFewSurvivorsError, WrongSecretError, BudgetRefusedError) as error:
+            logger.info("%s: %s; what was begun before the crash begins anew", state.track, error)
+            state = state.after_failure()
     for attempt in range(1, attempts):
         try:
-            return run_round(state, link, ledger)
+            return step(state)
         except (TooFewSurvivorsError, WrongSecretError) as error:
             logger.warning("%s: %s; attempt %d of %d", state.track, error, attempt, attempts)
             state = state.after_failure()
-            time.sleep(pause_s)
-    return run_round(state, link, ledger)
+            pause()
+    return step(state)

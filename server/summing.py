@@ -7,6 +7,7 @@ costs seconds whatever it carries. Only a sum without a predecessor has two exch
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
@@ -31,12 +32,14 @@ class Exchanges:
     Attributes:
         count: How many there were.
         bytes_up: Bytes of all answers, as ``common.wire`` writes them; ``bytes_down`` of all tasks.
+        waiting_s: Seconds spent in the link: until the next answer was there, or no more would come.
     """
 
     def __init__(self, link: SiteLink, timeout_s: float) -> None:
         """Over ``link``; each waits ``timeout_s`` for its answers."""
         self._link, self._timeout_s = link, timeout_s
         self.count = self.bytes_up = self.bytes_down = 0
+        self.waiting_s = 0.0
 
     def ask(
         self, parts_by_site: Mapping[SiteId, tuple[Message, ...]]
@@ -47,9 +50,21 @@ class Exchanges:
         self.count += 1
         self.bytes_down += sum(size_of(task, flattened) for task in tasks.values())
         flattened.clear()
-        for site, reply in self._link.exchange(tasks, self._timeout_s):
+        for site, reply in self._waited(self._link.exchange(tasks, self._timeout_s)):
             self.bytes_up += size_of(reply)
             yield site, _answers(reply, len(parts_by_site[site]))
+
+    def _waited(self, answers: Iterator[tuple[SiteId, Message]]) -> Iterator[tuple[SiteId, Message]]:
+        """The same answers, their waiting time counted."""
+        while True:
+            started = time.perf_counter()
+            try:
+                answer = next(answers)
+            except StopIteration:
+                return
+            finally:
+                self.waiting_s += time.perf_counter() - started
+            yield answer
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -91,6 +106,7 @@ def sum_up(
     coming: KeySetup | None,
     exchanges: Exchanges,
     heads: LedgerHeads | None = None,
+    whole: bool = False,
 ) -> SumOutcome:
     """Have the members do ``task`` and sum what they send.
 
@@ -105,9 +121,10 @@ def sum_up(
         coming: The next sum's keys, to be agreed on the way; None if there is no next sum.
         exchanges: Of the round.
         heads: Of the sites' ledgers, where the plan spends a budget; brought up to date.
+        whole: Go no further if any member is lost.
 
     Raises:
-        TooFewSurvivorsError: Too many sites were lost.
+        TooFewSurvivorsError: Too many sites were lost; with ``whole``, one.
         BudgetRefusedError: The same, and some of them refused for their privacy budget.
         WrongSecretError: The sum cannot be unmasked.
     """
@@ -136,6 +153,8 @@ def sum_up(
             attempt(coming.add_keys, site, reply["keys"])
     try:
         named = secure_sum.close()
+        if whole and named.dropouts:
+            raise TooFewSurvivorsError(task.round_id, len(named.survivors), len(setup.members))
     except TooFewSurvivorsError as error:
         if spent:
             raise BudgetRefusedError(task.round_id, spent) from error

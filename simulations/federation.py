@@ -27,9 +27,10 @@ from common.pki import Identity, create_identity, read_identity, write_public
 from common.plan import RunPlan
 from common.privacy.budget import Cap
 from common.privacy.ledger import Ledger
-from server.app import HEADS_FILE, make_app
+from server.app import HEADS_FOLDER, make_app
 from server.budget import LEDGER_FILE, open_ledger
-from server.rounds import TrackState, run_track
+from server.lanes import run_tracks
+from server.rounds import TrackState
 from server.session import Identities
 from simulations.grid import run_apps
 from simulations.link import MemoryLink
@@ -214,8 +215,10 @@ def federate(
     }
     sessions, identities = make_sessions(plan, works, budgets)
     folder.mkdir(parents=True, exist_ok=True)
-    for path in (*folder.glob(f"{LEDGER_FILE}*"), *folder.glob(f"*/{HEADS_FILE}")):
-        path.unlink(missing_ok=True)
+    for pattern in (f"{LEDGER_FILE}*", f"{HEADS_FOLDER}/*", "*/journal/*"):
+        # What an earlier simulation left: its patients and its sites are gone.
+        for path in folder.glob(pattern):
+            path.unlink(missing_ok=True)
     run = _run_in_memory if link == "memory" else _run_on_grid
     states = run(plan, sessions, identities, models, folder, home, on_state)
     return {
@@ -234,8 +237,8 @@ def _run_in_memory(
     on_state: Callable[[TrackState], None],
 ) -> dict[str, TrackState]:
     ledger = open_ledger(folder, plan)
-    starts = {
-        track.track: TrackState(
+    starts = [
+        TrackState(
             plan=plan,
             run_id=RunId("run-1"),
             track=track.track,
@@ -244,11 +247,8 @@ def _run_in_memory(
             signer=coordinator_identity(home) if plan.privacy.mode != "none" else None,
         )
         for track in plan.tracks
-    }
-    link = MemoryLink(sessions)
-    return {
-        track: run_track(start, link, on_state=on_state, ledger=ledger) for track, start in starts.items()
-    }
+    ]
+    return run_tracks(starts, MemoryLink(sessions), on_state=on_state, ledger=ledger)
 
 
 def _run_on_grid(

@@ -9,6 +9,7 @@ import pytest
 
 import client.app
 import server.app
+from client.track_sessions import TrackSessions
 from client.worker_link import attach, detach
 from common.adapter import load_adapter, save_adapter
 from common.errors import (
@@ -19,10 +20,11 @@ from common.errors import (
     UnapprovedSiteError,
 )
 from common.ids import SiteId
-from common.messages import Bundle, Message
+from common.messages import Message
 from common.pki import IDENTITY_SCHEMA, Identity, write_public
 from common.plan import RunPlan
 from common.privacy.ledger import Ledger
+from server.journal import read_progress
 from server.rounds import run_round
 from simulations.grid import run_apps
 from simulations.link import MemoryLink
@@ -106,26 +108,26 @@ def test_a_run_leaves_its_adapter_and_the_reports_of_its_rounds(config: dict, tm
 def test_every_round_has_its_line_in_the_log(config: dict, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="server.app"):
         run(config)
-    lines = [record.getMessage() for record in caplog.records if record.name == "server.app"]
-    assert lines[0] == "rare_disease: prepared; declined: none"
-    assert lines[1].startswith(
-        "rare_disease: round 1 closed (block B, mode secagg-v1): 4 survivors, 0 dropouts"
-    )
-    assert lines[3].startswith("rare_disease: evaluated: {'n': 40")
+    lines = events(caplog)
+    assert [line["event"] for line in lines] == ["prepared", *["round closed"] * 2, "evaluated"]
+    assert {(line["run"], line["track"]) for line in lines} == {("run-1", TRACK)}
+    assert (lines[1]["round_id"], lines[1]["block"], lines[1]["survivors"]) == (1, "B", list(SITES))
+    assert 0 < lines[1]["waiting_s"] < lines[1]["seconds"]
+    assert lines[3]["n"] == 40
+
+
+def events(caplog: pytest.LogCaptureFixture) -> list[dict]:
+    """The lines of JSON that the app logged."""
+    return [json.loads(record.getMessage()) for record in caplog.records if record.name == "server.app"]
 
 
 def sites_of_all_tracks(plan: RunPlan) -> dict[SiteId, Callable[[Message], Message]]:
     """For each site, what hands a task to the session of its track."""
-    sessions = {track.track: fake_sites(plan, track=track.track) for track in plan.tracks}
-
-    def handler(site: SiteId) -> Callable[[Message], Message]:
-        def handle(task: Message) -> Message:
-            first = task.parts[0] if isinstance(task, Bundle) else task
-            return sessions[first.track][site](task)
-
-        return handle
-
-    return {site: handler(site) for site in plan.sites}
+    by_track = {track.track: fake_sites(plan, track=track.track) for track in plan.tracks}
+    return {
+        site: TrackSessions(site, {track: sites[site] for track, sites in by_track.items()})
+        for site in plan.sites
+    }
 
 
 def test_all_tracks_of_a_plan_are_run(config: dict, tmp_path: Path) -> None:
@@ -185,7 +187,8 @@ def test_a_run_without_a_plan_is_refused(config: dict) -> None:
 def test_a_run_that_too_few_sites_join_ends_with_the_reason(config: dict, tmp_path: Path) -> None:
     with pytest.raises(TooFewSurvivorsError, match="2 sites survived, 3 needed"):
         run(config, SITES[:2])
-    assert not (tmp_path / "out").exists()
+    record = read_progress(tmp_path / "out").run
+    assert (record.status, record.reason) == ("failed", "Round 1: 2 sites survived, 3 needed")
 
 
 def test_a_site_that_declines_is_named_with_its_reason(config: dict, tmp_path: Path) -> None:
@@ -204,9 +207,9 @@ def test_a_private_round_has_its_line_in_the_log_without_a_count(
     state = run_round(private_state(plan), MemoryLink(sites))
     with caplog.at_level(logging.INFO, logger="server.app"):
         server.app.log_state(state)
-    (line,) = [record.getMessage() for record in caplog.records if record.name == "server.app"]
-    assert line.startswith("rare_disease: round 1 closed (block B, mode secagg-v1): 4 survivors, 0 dropouts")
-    assert "None" not in line
+    (line,) = events(caplog)
+    assert (line["event"], line["round_id"], line["survivors"]) == ("round closed", 1, list(SITES))
+    assert {line[name] for name in ("patients", "pairs", "steps", "weight_sum")} == {None}
 
 
 def private_config(config: dict, tmp_path: Path) -> dict:
@@ -222,7 +225,7 @@ def test_a_private_run_leaves_the_ledger_and_the_heads_of_the_sites(config: dict
     run(private_config(config, tmp_path))
     ledger = Ledger.open(tmp_path / "out" / "ledger.db", "all patients of consilium")
     assert [entry.charge.round_id for entry in ledger.entries()] == [1, 2, 3, 4]
-    heads = json.loads((tmp_path / "out" / TRACK / "ledger_heads.json").read_text())
+    heads = json.loads((tmp_path / "out" / "ledger_heads" / f"{TRACK}.json").read_text())
     for site in SITES:
         own = Ledger.open(tmp_path / f"{site}.db", f"patients of {site}").entries()
         assert heads[site] == own[-1].digest

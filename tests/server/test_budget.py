@@ -13,15 +13,24 @@ from tests.fakes import PRIVACY, RUN, TRACK, private_plan, tiny_plan
 ROSTER = "ab" * 32
 
 
-def charge(ledger: Ledger, plan: RunPlan, round_id: int, *, run: str = RUN, track: str = TRACK) -> None:
+def charge(
+    ledger: Ledger,
+    plan: RunPlan,
+    round_id: int,
+    *,
+    sum_id: int | None = None,
+    run: str = RUN,
+    track: str = TRACK,
+    roster: str = ROSTER,
+) -> None:
     charge_round(
         ledger,
         plan,
         track=track,
         run_id=RunId(run),
         round_id=RoundId(round_id),
-        sum_id=round_id,
-        roster_digest=ROSTER,
+        sum_id=round_id if sum_id is None else sum_id,
+        roster_digest=roster,
     )
 
 
@@ -60,8 +69,8 @@ def test_a_round_is_written_down_as_the_sites_have_it(tmp_path: Path) -> None:
 def test_the_plan_pays_for_its_steps_and_no_more_over_all_of_its_runs(tmp_path: Path) -> None:
     plan = private_plan(privacy=replace(PRIVACY, spare_steps=1))
     ledger = opened(tmp_path, plan)
-    for number in (1, 2, 2):
-        charge(ledger, plan, number)
+    for number, sum_id in ((1, 1), (2, 2), (2, 4)):
+        charge(ledger, plan, number, sum_id=sum_id)
     for number in (1, 2):
         charge(ledger, plan, number, run="run-2")
     with pytest.raises(BudgetSpentError, match="student: 5 of the plan's 5 steps are spent"):
@@ -106,3 +115,15 @@ def test_a_track_without_privacy_is_not_charged(tmp_path: Path) -> None:
     ledger = opened(tmp_path, private_plan())
     charge(ledger, tiny_plan(), 1)
     assert ledger.entries() == ()
+
+
+def test_one_secure_sum_is_charged_once_however_often_it_is_gone_on_with(tmp_path: Path) -> None:
+    plan = private_plan()
+    ledger = opened(tmp_path, plan)
+    for _ in range(6):
+        charge(ledger, plan, 1)
+    assert [(entry.charge.round_id, entry.charge.sum_id) for entry in ledger.entries()] == [(1, 1)]
+    # Another sum of the same round, and the same number with other keys, are other releases.
+    charge(ledger, plan, 1, sum_id=3)
+    charge(ledger, plan, 1, roster="ef" * 32)
+    assert len(ledger.entries()) == 3
