@@ -1,17 +1,18 @@
 """`consilium-site`: what a hospital's own people run, on the hospital's own machine.
 
-The commands are in modules by what they are about: ``client.setup_commands`` (who this site is and with whom
-it talks), ``client.plan_commands`` (what may run here), ``client.run_commands`` (the daemon and what it
-does), ``client.data_commands`` (patients), ``client.ledger_commands`` (what was taken from them),
-``client.predict_command`` (a trained student's answers), ``client.key_commands`` (keys at rest). Here they
-get one help, one way to say no, and one list of exit statuses.
+The commands are in modules by what they are about: ``client.init_command`` and ``client.setup_commands`` (who
+this site is and with whom it talks), ``client.plan_commands`` (what may run here), ``client.run_commands``
+(the daemon and what it does), ``client.data_commands`` (patients), ``client.ledger_commands`` (what was taken
+from them), ``client.predict_command`` (a trained student's answers), ``client.key_commands`` (keys at rest).
+Here they get one help, one way to say no, and one list of exit statuses.
 """
 
 import argparse
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from client.data_commands import CHECK_DATA, ReadFolder, add_check_data, check_data_folder, run_check_data
+from client.init_command import INIT_COMMAND
 from client.key_commands import KEY_COMMANDS
 from client.ledger_commands import DESCRIPTION as LEDGER
 from client.ledger_commands import add_ledger, check_ledger, run_ledger
@@ -21,8 +22,9 @@ from client.predict_command import LoadStudent, add_predict, check_predict, run_
 from client.run_commands import RUN_COMMANDS
 from client.setup_commands import SETUP_COMMANDS
 from client.terminal import NOT_RUNNING, OK, REFUSED, UNUSABLE, USAGE, Command
-from common.errors import FederationError, NotRunningError, one_line
+from common.errors import NotRunningError
 from common.offline import stay_offline
+from common.terminal import Program
 
 __all__ = ["NOT_RUNNING", "OK", "REFUSED", "UNUSABLE", "USAGE", "main"]
 
@@ -45,46 +47,23 @@ def main(
 ) -> int:
     """Run one command and return its exit status; SystemExit for help and for usage errors."""
     stay_offline()
-    commands = {command.name: command for command in _commands(load, read)}
-    parser = _parser(commands.values())
-    arguments = parser.parse_args(argv)
-    command = commands[arguments.command]
-    if command.check is not None:
-        command.check(parser, arguments)
-    try:
-        return command.run(arguments)
-    except NotRunningError as error:
-        _complain(error)
-        return NOT_RUNNING
-    except (OSError, ValueError, FederationError) as error:
-        _complain(error)
-        return UNUSABLE
+    return site_program(load, read).main(argv)
 
 
-def _parser(commands: Iterable[Command]) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="consilium-site",
+def site_program(load: LoadStudent | None = None, read: ReadFolder | None = None) -> Program:
+    """``consilium-site`` with all its commands, in the order in which a new site needs them."""
+    return Program(
+        name="consilium-site",
         description=_DESCRIPTION,
-        epilog=_STATUS,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        statuses=_STATUS,
+        commands=_commands(load, read),
+        not_running=NotRunningError,
     )
-    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in commands:
-        command.add(
-            subparsers.add_parser(
-                command.name,
-                help=command.brief,
-                description=command.description,
-                epilog=_STATUS,
-                formatter_class=argparse.RawDescriptionHelpFormatter,
-            )
-        )
-    return parser
 
 
 def _commands(load: LoadStudent | None, read: ReadFolder | None) -> tuple[Command, ...]:
     patients = _on_patients(load, read)
-    return (*SETUP_COMMANDS, *PLAN_COMMANDS, *RUN_COMMANDS, *patients, *KEY_COMMANDS)
+    return (INIT_COMMAND, *SETUP_COMMANDS, *PLAN_COMMANDS, *RUN_COMMANDS, *patients, *KEY_COMMANDS)
 
 
 def _on_patients(load: LoadStudent | None, read: ReadFolder | None) -> tuple[Command, ...]:
@@ -123,16 +102,6 @@ def _ledger(arguments: argparse.Namespace) -> int:
 
 def _refused(number: int) -> int:
     return REFUSED if number else OK
-
-
-def _complain(error: Exception) -> None:
-    reason = one_line(str(error))
-    if isinstance(error, FederationError):
-        # Whole: it was written for people, and a long path must not cut off what was found there.
-        reason = " ".join(str(error).split())
-    elif isinstance(error, OSError) and error.strerror:
-        reason = f"{error.filename}: {error.strerror}"
-    print(f"consilium-site: {reason or type(error).__name__}", file=sys.stderr)  # noqa: T201
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 from client.approval import approved_sites
 from client.approvals import Approval, all_approvals, approve_plan, describe, objections, withdraw_approval
+from client.directory import look_up
 from client.home import ConsortiumHome, SiteHome
 from client.settings import SiteSettings, read_settings
 from client.terminal import OK, REFUSED, Command, add_home, add_json, confirm, say, say_json, say_table
@@ -22,9 +24,10 @@ SHOWN_DIGITS = 12
 LEAST_DIGITS = 8
 
 _PLANS = """\
-List the plans that the coordinator offers, and which of them are approved here. Nothing is approved by
+Ask the coordinator for its plans, and list them with whether they are approved here. Nothing is approved by
 default, and nothing that is not approved runs. What stands against a plan is listed beside it; a package
-that cannot be read has its line, too."""
+that cannot be read has its line, too. Where the coordinator cannot be reached, the list is that of the last
+time, and the exit status is 3."""
 _APPROVE = """\
 Approve a plan: what it is for, which sites take part, what it promises to patients and what it takes from
 them is shown first, and a yes is asked for. The digest names the plan; compare it with the one that the
@@ -42,6 +45,7 @@ def _add_plans(parser: argparse.ArgumentParser) -> None:
 
 def _plans(arguments: argparse.Namespace) -> int:
     consortium, settings = _opened(arguments)
+    reason = look_up(consortium, settings)
     rows, damaged = [], []
     approvals = all_approvals(consortium, settings)
     for path in sorted(consortium.packages.glob("*.json")):
@@ -50,7 +54,8 @@ def _plans(arguments: argparse.Namespace) -> int:
         except FederationError as error:
             damaged.append({"file": path.name, "reason": str(error)})
     if arguments.json:
-        say_json(PLANS_SCHEMA, {"consortium": consortium.name, "plans": rows, "refused": damaged})
+        content = {"consortium": consortium.name, "fresh": reason is None, "plans": rows, "refused": damaged}
+        say_json(PLANS_SCHEMA, content)
     else:
         cells = ((r["digest"][:SHOWN_DIGITS], r["name"], r["expires"], _standing(r)) for r in rows)
         say_table(f"plans of {consortium.name}", ("plan", "name", "last day", "state"), cells)
@@ -59,7 +64,9 @@ def _plans(arguments: argparse.Namespace) -> int:
                 say("against", f"{row['digest'][:SHOWN_DIGITS]}: {reason}")
         for found in damaged:
             say("refused", f"{found['file']}: {found['reason']}")
-    return REFUSED if damaged else OK
+    if reason is not None:
+        print(f"consilium-site: {reason}", file=sys.stderr)  # noqa: T201
+    return REFUSED if damaged or reason is not None else OK
 
 
 def _row(

@@ -1,40 +1,47 @@
-"""`consilium-site init | identity | approve-site`: who this site is, and whom it trusts."""
+"""`consilium-site enrol | renew | sites | approve-site | identity`: who this site is, whom it trusts."""
 
 from __future__ import annotations
 
 import argparse
-import shutil
-from collections.abc import Mapping
+import sys
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
-
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
 from client.approval import approve_site, approved_sites, own_identity, public_file
-from client.home import PRIVATE_FOLDER, SiteHome
-from client.keys import Keyring
-from client.settings import DEFAULTS, SETTINGS_SCHEMA, SiteSettings
-from client.terminal import OK, Command, add_home, add_json, say, say_json
-from common.atomic import write_atomically
-from common.certificates import in_groups, without_groups
-from common.errors import HomeInUseError, SettingsError
-from common.ids import SiteId, site_id
-from common.privacy.ledger import Ledger
-from common.settings import load_settings, read_yaml
+from client.directory import identity_file, look_up, other_sites
+from client.enrolment import COORDINATOR, enrol, renew
+from client.home import SiteHome
+from client.settings import read_settings
+from client.terminal import (
+    OK,
+    REFUSED,
+    Command,
+    add_home,
+    add_json,
+    confirm,
+    say,
+    say_json,
+    say_table,
+)
+from common.certificates import fingerprint, in_groups, parse_certificate, without_groups
+from common.enrolment_messages import Invitation, read_invitation
+from common.errors import DigestMismatchError
+from common.pki import PublicIdentity
 
-TEMPLATE = Path(__file__).parent / "conf" / "new_site.yaml"
-DEFAULT_COHORT = "patients"
-IDENTITY_SCHEMA = 1
-_GIVEN = "@given@"
-# Any of them makes a folder somebody's home.
-_PARTS = ("site.yaml", "keyring.json", "cohorts", "consortia")
+IDENTITY_SCHEMA = SITES_SCHEMA = 1
 
-_INIT = """\
-Make a new home for this site: its settings (HOME/site.yaml, with every key explained), its keys, and an
-empty ledger of what was taken from its patients. Only you can enter the folder. It is made once: a home that
-is there already is left as it is."""
+_ENROL = """\
+Take part in a federation. What the invitation says of the coordinator is shown first: compare the two
+fingerprints with what the coordinator reads to you over another channel (the telephone, a letter). Then keys
+are made here, which never leave, and the coordinator signs a certificate. It can be run again after a
+failure. No plan and no other site is approved by it."""
+_SITES = """\
+Ask the coordinator which other sites take part, and list them with their fingerprints and whether they are
+approved here. Where the coordinator cannot be reached, the list is that of the last time, and the exit status
+is 3."""
+_RENEW = """\
+Get a new certificate for this site, for a new key. The running site does so by itself when a third of the
+certificate's life is left; this is for one that was away for longer, or whose key may be known to others."""
 _IDENTITY = """\
 Show who this site is in a federation: its name, the fingerprint of its key, the file to send to the other
 sites, and which sites are approved here. The identity is made by `enrol`."""
@@ -42,101 +49,6 @@ _APPROVE_SITE = """\
 Approve another site's identity. Ask its administrator for the fingerprint over another channel (the
 telephone, a letter) and type what he reads: what the coordinator offers, or a file, proves nothing by
 itself. Secure aggregation takes part only with approved sites."""
-
-
-def _add_init(parser: argparse.ArgumentParser) -> None:
-    add_home(parser, consortium=False)
-    parser.add_argument(
-        "--site", type=_site, required=True, metavar="NAME", help="lower-case letters, digits and hyphens"
-    )
-    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder of the patients")
-    parser.add_argument(
-        "--cohort", default=DEFAULT_COHORT, metavar="NAME", help="names its patients (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="another setting, such as approvals_needed=2 or models.bases.rare_disease=/srv/base; "
-        "may be given several times",
-    )
-
-
-def _check_init(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
-    if not arguments.data.is_dir():
-        parser.error(f"no folder {arguments.data}")
-
-
-def _init(arguments: argparse.Namespace) -> int:
-    home = SiteHome(arguments.home.absolute())
-    given = {
-        "schema": SETTINGS_SCHEMA,
-        "site": arguments.site,
-        "cohort": arguments.cohort,
-        "data": str(arguments.data.resolve()),
-        **_given(arguments.set),
-    }
-    settings = load_settings(SiteSettings, read_yaml(DEFAULTS), given, where="site")
-    make_home(home, settings, given)
-    for label, value in (
-        ("site", settings.site),
-        ("home", home.root),
-        ("settings", home.settings_file),
-        ("ledger", home.ledger_file(settings.cohort)),
-        ("master key", settings.master_key),
-        ("next", f"read {home.settings_file} and set what this site needs"),
-        ("", f"consilium-site check-data {settings.data}"),
-        ("", f"consilium-site enrol INVITATION --home {home.root}, with the coordinator's invitation"),
-        ("keep safe", "a copy of the master key, apart from copies of the home"),
-    ):
-        say(label, value)
-    return OK
-
-
-def make_home(home: SiteHome, settings: SiteSettings, given: Mapping[str, Any]) -> None:
-    """Make what a new home holds; ``given`` are the settings that are not defaults.
-
-    Guarantee: after an error nothing of the home is left, and an older home is untouched.
-
-    Raises:
-        HomeInUseError: A home, or a part of one, is there.
-        BadFileError: The cohort has a name that cannot be a folder's.
-        UnsafeKeyError: The master key cannot be used.
-    """
-    for part in _PARTS:
-        if (home.root / part).exists():
-            raise HomeInUseError(home.root, part)
-    ledger = home.ledger_file(settings.cohort)
-    home.root.mkdir(mode=PRIVATE_FOLDER, parents=True, exist_ok=True)
-    home.root.chmod(PRIVATE_FOLDER)
-    try:
-        Keyring.create(home, settings).close()
-        ledger.parent.mkdir(mode=PRIVATE_FOLDER, parents=True)
-        Ledger.create(ledger, settings.cohort).close()
-        # Last: a folder with settings is a home.
-        write_atomically(home.settings_file, settings_text(given), private=True)
-    except BaseException:
-        shutil.rmtree(home.root / "cohorts", ignore_errors=True)
-        home.keyring_file.unlink(missing_ok=True)
-        raise
-
-
-def settings_text(given: Mapping[str, Any]) -> str:
-    """A new home's ``site.yaml``: what was given, and every other key with its meaning and default."""
-    chosen = OmegaConf.to_yaml(OmegaConf.create(dict(given)))
-    return TEMPLATE.read_text(encoding="utf-8").replace(_GIVEN, chosen)
-
-
-def _given(texts: list[str]) -> dict[str, Any]:
-    for text in texts:
-        if not text.partition("=")[1]:
-            raise SettingsError("--set", repr(text), "KEY=VALUE")
-    try:
-        found = OmegaConf.to_container(OmegaConf.from_dotlist(texts))
-    except (OmegaConfBaseException, YAMLError) as error:
-        raise SettingsError("--set", str(error).partition("\n")[0], "KEY=VALUE") from error
-    return {str(key): value for key, value in found.items()} if isinstance(found, dict) else {}
 
 
 def _add_identity(parser: argparse.ArgumentParser) -> None:
@@ -168,6 +80,110 @@ def _identity(arguments: argparse.Namespace) -> int:
     return OK
 
 
+def _add_enrol(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "invitation", type=Path, metavar="INVITATION", help="the file that the coordinator made for this site"
+    )
+    parser.add_argument(
+        "--fingerprint",
+        action="append",
+        default=[],
+        metavar="HEX",
+        help="do not ask, compare: the coordinator's or the authority's; given twice, both",
+    )
+    parser.add_argument("--yes", action="store_true", help="neither ask nor compare")
+    add_home(parser, consortium=False)
+
+
+def _check_enrol(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+    if not arguments.invitation.is_file():
+        parser.error(f"no file {arguments.invitation}")
+    if arguments.yes and arguments.fingerprint:
+        parser.error("--yes compares nothing: give it, or --fingerprint")
+
+
+def _enrol(arguments: argparse.Namespace) -> int:
+    home = SiteHome(arguments.home)
+    settings, invitation = read_settings(home.settings_file), read_invitation(arguments.invitation)
+    consortium = home.consortium(invitation.consortium)
+    _show_invitation(invitation)
+    expected = _fingerprints(invitation)
+    for typed in arguments.fingerprint:
+        if without_groups(typed) not in expected.values():
+            raise DigestMismatchError("invitation", expected["coordinator"], without_groups(typed))
+    if not (arguments.yes or arguments.fingerprint):
+        confirm("Did the coordinator read the same fingerprints to you?")
+    public = enrol(consortium, settings.site, invitation, https_proxy=settings.network.https_proxy)
+    say("enrolled", f"{public.site_id} in {consortium.name}")
+    say("fingerprint", in_groups(public.fingerprint()))
+    say("", "read it to the coordinator and to the administrators of the other sites")
+    if reason := look_up(consortium, settings):
+        say("later", reason)
+    for label, value in (
+        ("next", f"consilium-site sites --home {home.root}"),
+        ("", f"consilium-site approve-site NAME --fingerprint HEX --home {home.root}, for each of them"),
+        ("", f"consilium-site plans --home {home.root}, and approve"),
+        ("", f"consilium-site start --home {home.root}"),
+    ):
+        say(label, value)
+    return OK
+
+
+def _show_invitation(invitation: Invitation) -> None:
+    say("consortium", invitation.consortium)
+    say("this site", invitation.site)
+    say("enrolment", invitation.enrolment)
+    say("gateway", invitation.gateway)
+    for label, digits in _fingerprints(invitation).items():
+        say(label, in_groups(digits))
+    say("good until", invitation.expires)
+
+
+def _fingerprints(invitation: Invitation) -> dict[str, str]:
+    """Of the coordinator's identity and of the consortium's authority. BadCertificateError."""
+    authority = parse_certificate(invitation.authority.encode(), "authority of the invitation")
+    coordinator = PublicIdentity(site_id=COORDINATOR, key=bytes.fromhex(invitation.coordinator))
+    return {"coordinator": coordinator.fingerprint(), "authority": fingerprint(authority)}
+
+
+def _add_renew(parser: argparse.ArgumentParser) -> None:
+    add_home(parser)
+
+
+def _renew(arguments: argparse.Namespace) -> int:
+    home = SiteHome(arguments.home)
+    settings, consortium = read_settings(home.settings_file), home.the_consortium(arguments.consortium)
+    certificate = renew(consortium, https_proxy=settings.network.https_proxy)
+    say("certificate", f"good until {certificate.not_valid_after_utc.isoformat(timespec='seconds')}")
+    return OK
+
+
+def _add_sites(parser: argparse.ArgumentParser) -> None:
+    add_home(parser)
+    add_json(parser)
+
+
+def _sites(arguments: argparse.Namespace) -> int:
+    home = SiteHome(arguments.home)
+    settings, consortium = read_settings(home.settings_file), home.the_consortium(arguments.consortium)
+    reason, sites = look_up(consortium, settings), other_sites(consortium)
+    if arguments.json:
+        rows = [asdict(site) for site in sites]
+        say_json(SITES_SCHEMA, {"consortium": consortium.name, "fresh": reason is None, "sites": rows})
+    else:
+        cells = ((site.site, site.state, in_groups(site.fingerprint)) for site in sites)
+        say_table(f"other sites of {consortium.name}", ("site", "state", "fingerprint"), cells)
+        for site in sites:
+            if site.state == "another key":
+                say(
+                    "WARNING",
+                    f"{site.site} is offered with {in_groups(site.offered or '')}; ask its administrator",
+                )
+    if reason is not None:
+        print(f"consilium-site: {reason}", file=sys.stderr)  # noqa: T201
+    return OK if reason is None else REFUSED
+
+
 def _add_approve_site(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "other", metavar="FILE|NAME", help="the other site's public identity, or its name as `sites` lists it"
@@ -183,26 +199,34 @@ def _add_approve_site(parser: argparse.ArgumentParser) -> None:
 
 def _approve_site(arguments: argparse.Namespace) -> int:
     consortium = SiteHome(arguments.home).the_consortium(arguments.consortium)
-    approved = approve_site(consortium.root, Path(arguments.other), without_groups(arguments.fingerprint))
+    file = identity_file(consortium, arguments.other)
+    approved = approve_site(consortium.root, file, without_groups(arguments.fingerprint))
     say("approved", f"{approved.site_id}  {in_groups(approved.fingerprint())}")
     return OK
 
 
-def _site(text: str) -> SiteId:
-    try:
-        return site_id(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
-
-
 SETUP_COMMANDS = (
     Command(
-        name="init",
-        brief="make a new home for this site",
-        description=_INIT,
-        add=_add_init,
-        check=_check_init,
-        run=_init,
+        name="enrol",
+        brief="take part in a federation, by the coordinator's invitation",
+        description=_ENROL,
+        add=_add_enrol,
+        check=_check_enrol,
+        run=_enrol,
+    ),
+    Command(
+        name="sites",
+        brief="list the other sites of a federation, and whether they are approved",
+        description=_SITES,
+        add=_add_sites,
+        run=_sites,
+    ),
+    Command(
+        name="renew",
+        brief="get a new certificate",
+        description=_RENEW,
+        add=_add_renew,
+        run=_renew,
     ),
     Command(
         name="identity",

@@ -30,8 +30,8 @@ from client.daemon import (
     site_programs,
 )
 from client.home import ConsortiumHome, SiteHome
+from client.init_command import settings_text
 from client.settings import SiteSettings, read_settings
-from client.setup_commands import settings_text
 from client.status import proxy_port
 from common.errors import AlreadyRunningError
 from common.supervisor import Row, read_status
