@@ -267,6 +267,9 @@ class _Child:
     def _collect(self, process: subprocess.Popen[bytes], now: float, tell: OnEvent, mark: str) -> None:
         own = f"{mark}/{self.spec.name}"
         left = {pid for pid in marked(own) | family(process.pid) if pid != process.pid and is_alive(pid)}
+        if left and self._kill_at is not None and now < self._kill_at:
+            # They were told to end, too, and have as long as it had.
+            return
         end_group(process.pid)
         end_marked(own)
         end(left)

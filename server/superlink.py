@@ -58,6 +58,7 @@ RUN_CONFIG: Mapping[str, Value] = MappingProxyType(
         "run": "",
         "nodes": "",
         "resume": False,
+        "ledger": "",
         "attempts": 3,
         "retry_pause_s": 10.0,
         "connect_timeout_s": 60.0,

@@ -176,6 +176,15 @@ def test_a_child_that_ignores_the_request_to_end_is_killed(tmp_path: Path, super
     assert (supervisor.status()[0].state, supervisor.status()[0].last_exit) == ("stopped", "SIGKILL")
 
 
+def test_what_a_child_started_has_as_long_to_end_as_the_child(tmp_path: Path, supervisor: Supervisor) -> None:
+    slow = 'trap "sleep 0.5; echo ended; exit" TERM; echo set; while true; do sleep 0.05; done'
+    supervisor.start(spec(tmp_path, "sh", "-c", f"sh -c '{slow}' & trap exit TERM; wait"))
+    log = tmp_path / "logs" / "child.log"
+    wait_for(lambda: log.exists() and log.read_text() == "set\n")
+    supervisor.stop("child", grace_s=10.0)
+    assert log.read_text().endswith("ended\n")
+
+
 def test_a_stopped_child_may_be_started_anew_and_a_running_one_not(
     tmp_path: Path, supervisor: Supervisor
 ) -> None:
