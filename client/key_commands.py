@@ -10,12 +10,12 @@ from pathlib import Path
 
 from client.home import SiteHome
 from client.keys import Keyring, make_master_key
-from client.preferences.store import rekey_pairs
 from client.session_store import sealed_sessions
 from client.settings import SiteSettings, read_settings
 from client.terminal import OK, Command, say
+from common.daemon_lock import holder
 from common.durable import sync_folder
-from common.errors import UnsafeKeyError
+from common.errors import KeysInUseError, UnsafeKeyError
 from common.master_key import create_master_key, key_file, next_file, open_master_key
 
 DESCRIPTION = """\
@@ -76,6 +76,7 @@ def rotate_master(home: SiteHome, settings: SiteSettings, origin: str | None = N
         UnsafeKeyError: The new master key cannot be used, or there is nothing to change.
     """
     place = settings.master_key
+    _require_stopped(home)
     with Keyring.open(home, settings, alone=True, master_key=origin) as keyring:
         if origin not in (None, place):
             keyring.save(make_master_key(place, home.root))
@@ -99,12 +100,21 @@ def rotate_data(home: SiteHome, settings: SiteSettings) -> str:
     Raises:
         FederationError: As `Keyring.open`, or a file that is damaged; the old data key is kept then.
     """
+    _require_stopped(home)
     with Keyring.open(home, settings, alone=True) as keyring:
         if len(keyring.numbers) == 1:
             keyring.add_key()
         pairs, sums = _rekey_all_pairs(home, keyring), _reseal_all(home, keyring)
         keyring.drop_old_keys()
         return f"number {keyring.current}; encrypted anew: {pairs} files of pairs, {sums} of secure sums"
+
+
+def _require_stopped(home: SiteHome) -> None:
+    """A daemon's worker opens the keys; between two workers nobody has them open."""
+    for name in home.consortia():
+        number = holder(home.consortium(name).daemon_lock)
+        if number is not None:
+            raise KeysInUseError(home.keyring_file, f"stop the daemon of {name} first, process {number}")
 
 
 def _replace_file(keyring: Keyring, path: Path) -> str:
@@ -131,6 +141,9 @@ def _rekey_all_pairs(home: SiteHome, keyring: Keyring) -> int:
 
 
 def _rekey(path: Path, keyring: Keyring) -> bool:
+    # Brings torch along, for which other commands would wait.
+    from client.preferences.store import rekey_pairs
+
     old = keyring.key(min(keyring.numbers))
     changed = rekey_pairs(path, old_key=old, new_key=keyring.data_key)
     # On the disk before the old key goes.

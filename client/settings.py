@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from common.checks import require, require_positive
+from common.checks import require, require_positive, require_schema
 from common.ids import SiteId, site_id
 from common.settings import load_settings, read_yaml
 from common.tracks import TRACKS
@@ -153,6 +153,7 @@ class SiteSettings:
     network: NetworkSettings = field(default_factory=NetworkSettings)
 
     def __post_init__(self) -> None:
+        require_schema("site", self.schema, SETTINGS_SCHEMA)
         site_id(self.site)
         require(0 < self.test_share < 1, "test_share", self.test_share, "a share between 0 and 1")
         require(self.approvals_needed in (1, 2), "approvals_needed", self.approvals_needed, "1 or 2 people")
@@ -175,5 +176,13 @@ class SiteSettings:
 
 
 def read_settings(path: Path, overrides: Mapping[str, Any] | None = None) -> SiteSettings:
-    """The site's settings: defaults, the file, overrides. SettingsError with the key that is wrong."""
-    return load_settings(SiteSettings, read_yaml(DEFAULTS), read_yaml(path), overrides or {}, where="site")
+    """The site's settings: defaults, the file, overrides.
+
+    Raises:
+        SettingsError: Names the key that is wrong.
+        UnsupportedSchemaError: A newer version wrote the file.
+    """
+    content = read_yaml(path)
+    # Before its keys, some of which this version may not know.
+    require_schema(str(path), content.get("schema", SETTINGS_SCHEMA), SETTINGS_SCHEMA)
+    return load_settings(SiteSettings, read_yaml(DEFAULTS), content, overrides or {}, where="site")

@@ -29,7 +29,7 @@ from safetensors.numpy import save_file
 
 from common.canonical import canonical_json, plain, read_object
 from common.checks import require, require_once, require_positive, require_schema, require_whole
-from common.errors import BadFileError
+from common.errors import BadFileError, UnsupportedSchemaError
 from common.ids import AdapterId, RoundId
 from common.schema import build, conform
 
@@ -272,6 +272,8 @@ def load_adapter(path: Path | str) -> Adapter:
         raise BadFileError(path, f"expected an adapter's spec under the metadata key {METADATA_KEY!r}")
     try:
         return Adapter(spec=AdapterSpec.from_json(metadata[METADATA_KEY]), tensors=tensors)
+    except UnsupportedSchemaError as error:
+        raise error.at(path) from error
     except ValueError as error:
         raise BadFileError(path, str(error)) from error
 

@@ -584,7 +584,9 @@ class RunExistsError(FederationError):
     """A run was begun in this folder, and another beginning would forget what it asked of sites."""
 
     def __init__(self, folder: Path | str, run_id: str) -> None:
-        super().__init__(f"{folder}: {run_id} was begun here; resume it, or give the new run a folder of its own")
+        super().__init__(
+            f"{folder}: {run_id} was begun here; resume it, or give the new run a folder of its own"
+        )
         self.folder = Path(folder)
         self.run_id = run_id
 
@@ -617,6 +619,24 @@ class NoSuchPlanError(FederationError):
         )
         self.named = named
         self.found = found
+
+
+class GatewayRefusedError(FederationError):
+    """The gateway does not let a request through to SuperLink."""
+
+    def __init__(self, kind: str, reason: str) -> None:
+        super().__init__(one_line(reason))
+        self.kind = kind
+        self.reason = reason
+
+
+class DeviceError(FederationError):
+    """The settings ask for a device that this machine does not have."""
+
+    def __init__(self, device: str, reason: str) -> None:
+        super().__init__(f"worker.device {device}: {one_line(reason)}")
+        self.device = device
+        self.reason = reason
 
 
 def one_line(text: str) -> str:

@@ -23,7 +23,7 @@ from common.adapter import (
     tensor_key,
 )
 from common.canonical import read_object
-from common.errors import BadFileError
+from common.errors import BadFileError, UnsupportedSchemaError
 
 PEFT_CONFIG = "adapter_config.json"
 PEFT_TENSORS = "adapter_model.safetensors"
@@ -109,6 +109,8 @@ def import_peft(folder: Path | str) -> Adapter:
                 raise ValueError(f"Expected the spec of the metadata, got another one in {PEFT_CONFIG}")
             spec = written
         return Adapter(spec=spec, tensors=tensors)
+    except UnsupportedSchemaError as error:
+        raise error.at(tensors_path) from error
     except ValueError as error:
         raise BadFileError(tensors_path, str(error)) from error
 

@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 
 from common.atomic import write_atomically
 from common.canonical import canonical_json, labeled_digest, read_object
+from common.checks import require_schema
 from common.errors import BadFileError, BadSignatureError, DigestMismatchError, SettingsError
 from common.ids import SiteId, site_id
 
@@ -100,7 +101,7 @@ def create_identity(path: Path, site: SiteId) -> Identity:
 
 
 def read_identity(path: Path) -> Identity:
-    """A site's own identity. BadFileError."""
+    """A site's own identity. BadFileError, UnsupportedSchemaError."""
     name, key = _read(path, "private_key")
     return Identity(site_id=name, private_key=key)
 
@@ -114,7 +115,7 @@ def write_public(identity: PublicIdentity, folder: Path) -> Path:
 
 
 def read_public(path: Path) -> PublicIdentity:
-    """A public identity. BadFileError."""
+    """A public identity. BadFileError, UnsupportedSchemaError."""
     name, key = _read(path, "key")
     return PublicIdentity(site_id=name, key=key)
 
@@ -151,7 +152,9 @@ def read_approved(folder: Path) -> Mapping[SiteId, PublicIdentity]:
 def _read(path: Path, key: str) -> tuple[SiteId, bytes]:
     try:
         content = read_object(path.read_text(encoding="utf-8"), "identity")
-        if set(content) != {"schema", "site_id", key} or content["schema"] != IDENTITY_SCHEMA:
+        # Before its keys, some of which this version may not know.
+        require_schema(str(path), content.get("schema"), IDENTITY_SCHEMA)
+        if set(content) != {"schema", "site_id", key}:
             raise BadFileError(path, f"expected schema {IDENTITY_SCHEMA}, site_id and {key}, nothing else")
         value = bytes.fromhex(content[key])
         if len(value) != KEY_SIZE:

@@ -163,7 +163,7 @@ class RunPlan:
     consortium: str = "consilium"
 
     def __post_init__(self) -> None:
-        require_schema("plan", self.schema, PLAN_SCHEMA)
+        _require_schema(self.schema, "schema")
         conform(self)
         for key in ("name", "purpose", "ethics_id", "consortium"):
             require_line(key, getattr(self, key))
@@ -191,11 +191,12 @@ class RunPlan:
         """The plan back from its JSON.
 
         Raises:
-            SettingsError: A key is unknown or missing, or a value is refused.
+            SettingsError: A key is unknown or missing, a value is refused, or an older version wrote it.
             UnsupportedSchemaError: A newer version wrote it.
         """
         content = read_object(text, "plan")
-        require_schema("plan", content.get("schema"), PLAN_SCHEMA)
+        # Before its keys, some of which this version may not know, or no longer.
+        _require_schema(content.get("schema"), "plan.schema")
         return build(cls, content, "plan")
 
     @classmethod
@@ -291,3 +292,9 @@ class RunPlan:
                 require_track_sites(self, track.sites, f"tracks[{place}].sites")
         idle = [site for site in self.sites if not self.tracks_of(site)]
         require(not idle, "sites", ", ".join(idle), "sites that take part in some track")
+
+
+def _require_schema(got: object, key: str) -> None:
+    require_schema("plan", got, PLAN_SCHEMA)
+    # A plan is approved by its digest, which a migrated one would not have.
+    require(got == PLAN_SCHEMA, key, got, f"{PLAN_SCHEMA}: an older plan is drawn up and approved anew")

@@ -17,7 +17,7 @@ from typing import Any
 from common.atomic import write_atomically
 from common.canonical import canonical_json, plain, read_object
 from common.checks import require_schema
-from common.errors import BadFileError, DigestMismatchError, SettingsError
+from common.errors import BadFileError, DigestMismatchError, SettingsError, UnsupportedSchemaError
 from common.plan import RunPlan
 from common.schema import build
 from common.tracks import AnswerList
@@ -80,6 +80,10 @@ def read_package(path: Path) -> PlanPackage:
         if path.stat().st_size > MOST_BYTES:
             raise BadFileError(path, f"expected at most {MOST_BYTES} bytes")
         return PlanPackage.from_json(path.read_text(encoding="utf-8"))
+    except UnsupportedSchemaError as error:
+        raise error.at(path) from error
+    except SettingsError as error:
+        raise SettingsError(f"{path}: {error.key}", error.got, error.expected) from error
     except OSError as error:
         raise BadFileError(path, error.strerror or type(error).__name__) from error
     except UnicodeDecodeError as error:

@@ -21,7 +21,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.checks import require
+from common.checks import require, require_schema
 from common.ids import NAME_PATTERN
 from common.settings import load_settings, read_yaml
 
@@ -83,9 +83,11 @@ class CoordinatorHome:
     root: Path
 
     def settings(self) -> HomeSettings:
-        """What the administrator set. SettingsError."""
-        file = self.root / "coordinator.yaml"
-        return load_settings(HomeSettings, read_yaml(DEFAULTS), read_yaml(file), where="coordinator")
+        """What the administrator set. SettingsError, UnsupportedSchemaError."""
+        content = read_yaml(self.settings_file)
+        # Before its keys, some of which this version may not know.
+        require_schema(str(self.settings_file), content.get("schema", SETTINGS_SCHEMA), SETTINGS_SCHEMA)
+        return load_settings(HomeSettings, read_yaml(DEFAULTS), content, where="coordinator")
 
     @property
     def settings_file(self) -> Path:

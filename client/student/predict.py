@@ -19,7 +19,7 @@ from client.student.prompts import StudentPrompt
 from common.adapter import Adapter
 from common.atomic import write_atomically
 from common.checks import require_schema
-from common.errors import BadFileError, DigestMismatchError
+from common.errors import BadFileError, DigestMismatchError, UnsupportedSchemaError
 from common.peft import export_peft, import_peft
 from common.schema import build
 from common.tracks import TRACKS, AnswerList, Modality, Track
@@ -196,6 +196,8 @@ def _read_card(path: Path) -> StudentCard:
             raise ValueError("expected a JSON object")
         require_schema("student", content.pop("schema", None), STUDENT_SCHEMA)
         card = build(StudentCard, content, "student")
+    except UnsupportedSchemaError as error:
+        raise error.at(path) from error
     except (OSError, ValueError) as error:
         raise BadFileError(path, str(error)) from error
     if card.track not in TRACKS:
@@ -206,5 +208,7 @@ def _read_card(path: Path) -> StudentCard:
 def _read_answers(path: Path) -> AnswerList:
     try:
         return AnswerList.from_json(path.read_text(encoding="utf-8"))
+    except UnsupportedSchemaError as error:
+        raise error.at(path) from error
     except (OSError, ValueError) as error:
         raise BadFileError(path, str(error)) from error

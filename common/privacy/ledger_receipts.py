@@ -17,7 +17,7 @@ from typing import Any
 from common.atomic import write_atomically
 from common.canonical import canonical_json, labeled_digest, read_object
 from common.checks import require, require_digest, require_line, require_schema
-from common.errors import BadFileError, SettingsError
+from common.errors import BadFileError, SettingsError, UnsupportedSchemaError
 from common.ids import SiteId, site_id
 from common.pki import SIGNATURE_SIZE, Identity, PublicIdentity
 from common.schema import build
@@ -113,6 +113,8 @@ def read_receipts(path: Path, cohort: str) -> tuple[KeptReceipt, ...]:
         if set(content) != {"schema", "cohort", "receipts"} or content["cohort"] != cohort:
             raise BadFileError(path, f"expected receipts for cohort {cohort}, nothing else")
         kept = tuple(_kept(line) for line in _list(content["receipts"]))
+    except UnsupportedSchemaError as error:
+        raise error.at(path) from error
     except FileNotFoundError as error:
         reason = "the receipts of this ledger are gone; restore them from a backup, an older one will do"
         raise BadFileError(path, reason) from error

@@ -17,6 +17,7 @@ from client.preferences.pairs import PreferencePair
 from client.preferences.store import StoredPairs, load_pairs, save_pairs
 from client.session_store import sealed_sessions
 from client.settings import read_settings
+from common.daemon_lock import hold
 from common.errors import (
     FederationError,
     KeysInUseError,
@@ -166,6 +167,18 @@ def test_keys_are_not_changed_while_somebody_uses_them(home: SiteHome) -> None:
         for words in (["--data"], ["--master"]):
             with pytest.raises(KeysInUseError, match="stop this site's daemon first"):
                 rotate(home, *words)
+    assert contents(home) == before
+
+
+def test_keys_are_not_changed_while_a_daemon_runs(home: SiteHome) -> None:
+    before = contents(home)
+    with hold(home.consortium("south").daemon_lock):
+        for words in (["--data"], ["--master"]):
+            with pytest.raises(
+                KeysInUseError, match=f"stop the daemon of south first, process {os.getpid()}"
+            ):
+                rotate(home, *words)
+    (home.consortium("south").daemon_lock).unlink()
     assert contents(home) == before
 
 

@@ -131,7 +131,7 @@ def bad_files(key: str) -> dict[str, object]:
         "a list": [good],
         "a key twice": f'{{"{key}": "{PRIVATE.hex()}", "{key}": "{PRIVATE.hex()}"}}'.encode(),
         "no schema": {name: value for name, value in good.items() if name != "schema"},
-        "another schema": {**good, "schema": 2},
+        "another schema": {**good, "schema": 0},
         "no name": {name: value for name, value in good.items() if name != "site_id"},
         "a bad name": {**good, "site_id": "Site A"},
         "the key as name": {**good, "site_id": PRIVATE.hex()},
