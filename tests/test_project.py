@@ -96,7 +96,7 @@ def test_site_commands_of_the_readme_are_understood(words: str, capsys: pytest.C
     # Files and folders of an example are not here: that is the only thing to be complained about.
     with contextlib.suppress(SystemExit):
         assert cli.main(words.split()) != 0
-    expected = r"error: no (input file|folder) |identity\.json: not a readable identity|the ledger is gone"
+    expected = r"error: no (input file|folder) |this home is in none|the ledger is gone"
     assert re.search(expected, capsys.readouterr().err)
 
 

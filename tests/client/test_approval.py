@@ -3,7 +3,6 @@ from pathlib import Path
 import pytest
 
 from client.approval import approve_site, approved_sites, make_identity, own_identity, public_file
-from client.cli import main
 from common.errors import BadFileError, DigestMismatchError
 from common.ids import SiteId
 
@@ -47,44 +46,6 @@ def test_a_site_does_not_approve_its_own_name(tmp_path: Path) -> None:
     own = own_identity(a)
     with pytest.raises(BadFileError, match="which is this site itself"):
         approve_site(a, public_file(a, own), own.public().fingerprint())
-
-
-def test_the_commands_make_show_and_approve(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["identity", "--home", str(tmp_path / "a"), "--site", "site-a"]) == 0
-    assert main(["identity", "--home", str(tmp_path / "b"), "--site", "site-b"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    spoken = lines[4].removeprefix("fingerprint  ")
-    assert lines[3] == "site         site-b"
-    public = tmp_path / "b" / "public" / "site-b.json"
-    assert main(["approve-site", str(public), "--fingerprint", spoken, "--home", str(tmp_path / "a")]) == 0
-    assert main(["identity", "--home", str(tmp_path / "a")]) == 0
-    assert f"approved     site-b  {spoken}" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("arguments", "status", "says"),
-    [
-        (["identity"], 1, "identity.json"),
-        (["identity", "--site", "site-a"], 1, "an identity is here already"),
-        (["identity", "--site", "Site A"], 2, "lower-case letters"),
-        (["approve-site", "{b}", "--fingerprint", "00"], 1, "expected digest 00"),
-        (["approve-site", "{a}/nothing.json", "--fingerprint", "00"], 1, "not a readable identity"),
-    ],
-)
-def test_what_cannot_be_done_is_one_line(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], status: int, says: str
-) -> None:
-    a, b = two_homes(tmp_path)
-    home = tmp_path / "empty" if arguments == ["identity"] else a
-    filled = [text.format(a=a, b=b / "public" / "site-b.json") for text in arguments]
-    try:
-        got = main([*filled, "--home", str(home)])
-    except SystemExit as ended:
-        got = ended.code
-    assert got == status
-    error = capsys.readouterr().err
-    assert says in error
-    assert own_identity(a).private_key.hex() not in error
 
 
 def test_the_private_key_is_readable_by_its_owner_only(tmp_path: Path) -> None:
