@@ -28,25 +28,28 @@ MAX_FILE_BYTES = 64 * 2**20
 MAX_PIXELS = 50_000_000
 # Named one by one: Pillow also opens formats that start other programs (EPS) or hold no photo at all.
 FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP")
+INLINE = "image inside a file"
 # The modes that mean 8 bits a channel; converting 16-bit gray would clip it without a word.
 _MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB"})
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class ImageRef:
-    """An image of a patient: either a file or its pixels.
+    """An image of a patient: a file, a file's bytes, or its pixels.
 
     Attributes:
         path: A file of one of ``FORMATS``.
+        data: The bytes of such a file, where they stood inside another.
         array: Pixels, uint8, (height, width, 3), RGB.
     """
 
     path: Path | None = None
+    data: bytes | None = None
     array: NDArray[np.uint8] | None = None
 
     def __post_init__(self) -> None:
-        if (self.path is None) == (self.array is None):
-            raise ValueError("Expected a path or an array, got both or neither")
+        if sum(given is not None for given in (self.path, self.data, self.array)) != 1:
+            raise ValueError("Expected a path, bytes or an array, got several or none of them")
         if self.array is not None:
             object.__setattr__(self, "array", read_only(require_pixels(self.array)))
 
@@ -54,22 +57,30 @@ class ImageRef:
         """The image, uint8, (height, width, 3), RGB, read-only; BadFileError if its file cannot be read."""
         if self.array is not None:
             return self.array
-        assert self.path is not None  # one of the two is set
+        if self.data is not None:
+            return read_only(decode_bytes(self.data, Path(INLINE)))
+        assert self.path is not None  # one of the three is set
         return read_only(decode_image(self.path))
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, ImageRef):
             return NotImplemented
         if self.array is None or other.array is None:
-            return self.path == other.path and self.array is other.array
+            return (self.path, self.data) == (other.path, other.data) and self.array is other.array
         return bool(np.array_equal(self.array, other.array))
 
     def __hash__(self) -> int:
-        return hash(self.path) if self.array is None else hash((self.array.shape, self.array.tobytes()))
+        return (
+            hash((self.path, self.data))
+            if self.array is None
+            else hash((self.array.shape, self.array.tobytes()))
+        )
 
     def __repr__(self) -> str:
         # A path may hold a name, so it stays out of what a log may print.
-        return "ImageRef(file)" if self.array is None else f"ImageRef(array of {self.array.shape})"
+        if self.array is not None:
+            return f"ImageRef(array of {self.array.shape})"
+        return "ImageRef(file)" if self.data is None else f"ImageRef({len(self.data)} bytes)"
 
 
 PhotoRef: TypeAlias = ImageRef

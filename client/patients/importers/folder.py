@@ -50,9 +50,15 @@ from client.patients.importers.fields import (
     read_sex,
     reason_of,
 )
+from client.patients.importers.files import (
+    MAX_NOTE_BYTES,
+    read_image_file,
+    read_note_file,
+    read_slide_file,
+)
 from client.patients.importers.gather import Found, gather
 from client.patients.importers.lines import read_lines
-from client.patients.photos import ImageRef, SlideRef, decode_image, encode_png
+from client.patients.photos import SlideRef, encode_png
 from client.patients.records import (
     SCHEMA,
     Finding,
@@ -62,12 +68,13 @@ from client.patients.records import (
     pseudonym,
     require_key,
 )
-from client.patients.slides import SUFFIXES, Tiling, is_slide, tile_slide
-from common.errors import BadFileError, UnsupportedSchemaError
+from client.patients.slides import Tiling
+from common.errors import UnsupportedSchemaError
 from common.tracks import TRACKS, AnswerList
 
+__all__ = ["MAX_NOTE_BYTES", "PATIENTS_FILE", "read_folder", "write_folder"]
+
 PATIENTS_FILE = "patients.jsonl"
-MAX_NOTE_BYTES = 2**20
 
 
 def read_folder(
@@ -200,8 +207,8 @@ def _parsers(
         "observed": read_findings,
         "excluded": read_findings,
         "note": read_note,
-        "note_file": partial(_read_note_file, folder),
-        "photo": partial(_read_image, folder),
+        "note_file": partial(read_note_file, folder),
+        "photo": partial(read_image_file, folder),
         "slides": partial(_read_slides, folder, tiling),
         "label": partial(_read_label, answers),
         "consent": read_lines_of_text,
@@ -232,56 +239,10 @@ def _read_label(answers: Mapping[str, AnswerList], value: Any) -> dict[str, str]
     return value
 
 
-def _read_image(folder: Path, value: Any) -> ImageRef:
-    path = _inside(folder, value)
-    try:
-        decode_image(path)
-    except BadFileError as error:
-        raise ValueError(error.reason) from error
-    return ImageRef(path=path)
-
-
 def _read_slides(folder: Path, tiling: Tiling, value: Any) -> tuple[SlideRef, ...]:
     if not isinstance(value, list):
         raise ValueError("expected a list of paths")
-    return tuple(tile for item in value for tile in _read_slide(folder, tiling, item))
-
-
-def _read_slide(folder: Path, tiling: Tiling, value: Any) -> tuple[SlideRef, ...]:
-    path = _inside(folder, value)
-    if path.suffix.lower() not in SUFFIXES and not is_slide(path):
-        return (_read_image(folder, value),)
-    try:
-        return tile_slide(path, tiling)
-    except BadFileError as error:
-        raise ValueError(error.reason) from error
-
-
-def _read_note_file(folder: Path, value: Any) -> str:
-    path = _inside(folder, value)
-    try:
-        if not path.is_file():
-            raise ValueError("missing")
-        if path.stat().st_size > MAX_NOTE_BYTES:
-            raise ValueError(f"larger than {MAX_NOTE_BYTES} bytes")
-        # Editors on Windows begin a file with a byte order mark and end it with line breaks.
-        return read_note(path.read_bytes().decode("utf-8-sig").strip())
-    except UnicodeDecodeError as error:
-        raise ValueError("not UTF-8") from error
-    except OSError as error:
-        raise ValueError("not readable") from error
-
-
-def _inside(folder: Path, value: Any) -> Path:
-    path = folder / read_line(value)
-    try:
-        # A link may lead out as well as dots may.
-        is_inside = path.resolve().is_relative_to(folder.resolve())
-    except (OSError, RuntimeError) as error:
-        raise ValueError("expected a path, got links in a circle or a name too long") from error
-    if not is_inside:
-        raise ValueError("expected a relative path inside the folder")
-    return path
+    return tuple(tile for item in value for tile in read_slide_file(folder, tiling, item))
 
 
 def _row(record: PatientRecord, folder: Path, number: int) -> dict[str, Any]:

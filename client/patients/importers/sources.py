@@ -169,6 +169,20 @@ def _phenopackets(folder: Path, reading: _Reading) -> Source:
     return Source(kind="phenopackets", patients=read_phenopackets(folder, rules))
 
 
+def _fhir(folder: Path, reading: _Reading) -> Source:
+    # The shapes of FHIR take a second to load, which the other kinds need not wait for.
+    from client.patients.importers.fhir import read_fhir
+
+    read = read_fhir(
+        folder,
+        key=reading.secret,
+        answers=reading.answers.get(RARE_DISEASE.name),
+        consent=reading.consent,
+        today=reading.today,
+    )
+    return Source(kind="fhir", patients=read.patients, unread=read.unread)
+
+
 def _require_silent(folder: Path, reading: _Reading) -> None:
     if reading.consent:
         raise BadFileError(folder, "each patient's own consent is in the folder, expected none for all")
@@ -179,4 +193,5 @@ _READERS: Mapping[Kind, Callable[[Path, _Reading], Source]] = {
     "folder": _folder,
     "tiles": _tiles,
     "phenopackets": _phenopackets,
+    "fhir": _fhir,
 }

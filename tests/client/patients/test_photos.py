@@ -195,10 +195,10 @@ def test_pixels_cannot_be_written_to() -> None:
     assert PIXELS.flags.writeable
 
 
-def test_a_reference_needs_a_path_or_an_array_and_not_both() -> None:
-    with pytest.raises(ValueError, match="both or neither"):
+def test_a_reference_needs_a_path_or_bytes_or_an_array_and_no_two_of_them() -> None:
+    with pytest.raises(ValueError, match="several or none"):
         PhotoRef()
-    with pytest.raises(ValueError, match="both or neither"):
+    with pytest.raises(ValueError, match="several or none"):
         PhotoRef(path=Path("photo.png"), array=PIXELS)
 
 
@@ -223,3 +223,15 @@ def test_references_to_the_same_thing_are_equal() -> None:
 def test_printing_a_reference_shows_no_path() -> None:
     assert "Smith" not in repr(PhotoRef(path=Path("Smith.png")))
     assert repr(PhotoRef(array=PIXELS)) == "ImageRef(array of (5, 7, 3))"
+
+
+def test_bytes_are_decoded_when_their_pixels_are_asked_for(tmp_path: Path) -> None:
+    pixels = np.full((2, 3, 3), 9, dtype=np.uint8)
+    ref = PhotoRef(data=encode_png(pixels))
+    assert np.array_equal(ref.pixels(), pixels)
+    assert ref == PhotoRef(data=encode_png(pixels))
+    assert ref != PhotoRef(array=pixels)
+    assert len({ref, PhotoRef(data=encode_png(pixels))}) == 1
+    assert repr(ref) == f"ImageRef({len(encode_png(pixels))} bytes)"
+    with pytest.raises(BadFileError, match="image inside a file: no image of the formats"):
+        PhotoRef(data=b"Smith").pixels()
