@@ -50,7 +50,7 @@ def _plans(arguments: argparse.Namespace) -> int:
     approvals = all_approvals(consortium, settings)
     for path in sorted(consortium.packages.glob("*.json")):
         try:
-            rows.append(_row(consortium, settings, read_package(path), approvals))
+            rows.append(_row(consortium, settings, _offered(path), approvals))
         except FederationError as error:
             damaged.append({"file": path.name, "reason": str(error)})
     if arguments.json:
@@ -173,10 +173,14 @@ def _package(consortium: ConsortiumHome, named: str) -> PlanPackage:
     if Path(named).is_file():
         return read_package(Path(named))
     offered = {path.stem: path for path in consortium.packages.glob("*.json")}
-    digest = _the_one(named, offered)
-    package = read_package(offered[digest])
-    if package.plan.digest() != digest:
-        raise DigestMismatchError(f"plan in {offered[digest].name}", package.plan.digest(), digest)
+    return _offered(offered[_the_one(named, offered)])
+
+
+def _offered(path: Path) -> PlanPackage:
+    """The package in a file that is named by its digest. DigestMismatchError if it is another one."""
+    package = read_package(path)
+    if package.plan.digest() != path.stem:
+        raise DigestMismatchError(f"plan in {path.name}", package.plan.digest(), path.stem)
     return package
 
 
