@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import logging
 import sys
+import threading
 import traceback
 from contextlib import AbstractContextManager
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import structlog
@@ -45,6 +47,14 @@ def configure(*, json: bool | None = None, level: int = logging.INFO) -> None:
     # They log every request at INFO.
     for chatty in ("httpx", "httpcore", "uvicorn.access"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
+    # What ends a process or a thread would be printed whole, with its words.
+    sys.excepthook = _ended_by
+    threading.excepthook = lambda ended: _ended_by(ended.exc_type, ended.exc_value, ended.exc_traceback)
+
+
+def _ended_by(kind: type[BaseException], error: BaseException | None, trace: TracebackType | None) -> None:
+    if error is not None and not issubclass(kind, SystemExit):
+        logging.getLogger(__name__).critical("ended by an exception", exc_info=(kind, error, trace))
 
 
 def about(**facts: str | int) -> AbstractContextManager[None]:

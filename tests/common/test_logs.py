@@ -2,19 +2,27 @@
 
 import json
 import logging
+import subprocess
+import sys
+import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from common.errors import BadFileError
 from common.logs import about, configure, describe
 
+ROOT = Path(__file__).parents[2]
+
 
 @pytest.fixture(autouse=True)
 def restored() -> Iterator[None]:
     root = logging.getLogger()
     before, level = list(root.handlers), root.level
+    hooks = sys.excepthook, threading.excepthook
     yield
+    sys.excepthook, threading.excepthook = hooks
     root.handlers[:] = before
     root.setLevel(level)
 
@@ -75,3 +83,15 @@ def test_a_pipe_gets_json_and_debug_lines_stay_out(capsys: pytest.CaptureFixture
     logging.getLogger("httpx").info("request")
     logging.getLogger("client").info("done")
     assert json.loads(capsys.readouterr().err)["event"] == "done"
+
+
+@pytest.mark.parametrize(
+    "ending",
+    ["raise KeyError('Ada Lovelace')", "threading.Thread(target=lambda: {}['Ada Lovelace']).start()"],
+)
+def test_what_ends_a_process_or_a_thread_is_told_without_its_words(ending: str) -> None:
+    program = f"import threading\nfrom common.logs import configure\nconfigure()\n{ending}\n"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
+    assert "Ada" not in done.stderr
+    line = json.loads(done.stderr)
+    assert (line["event"], line["exception"][:8]) == ("ended by an exception", "KeyError")
