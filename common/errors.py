@@ -639,6 +639,42 @@ class DeviceError(FederationError):
         self.reason = reason
 
 
+class NoCoordinatorError(FederationError):
+    """A folder holds no coordinator."""
+
+    def __init__(self, path: Path | str) -> None:
+        super().__init__(
+            f"{path}: no coordinator's home; `consilium-coordinator init` makes one, --home names another"
+        )
+        self.path = Path(path)
+
+
+class CoordinatorDownError(FederationError):
+    """What was asked needs the coordinator's processes, and they do not run."""
+
+    def __init__(self, path: Path | str) -> None:
+        super().__init__(f"{path}: nothing runs here; `consilium-coordinator up` starts it")
+        self.path = Path(path)
+
+
+class PlanRefusedError(FederationError):
+    """A plan cannot be offered or run as things are."""
+
+    def __init__(self, digest: str, reason: str) -> None:
+        super().__init__(f"plan {digest[:12]}: {one_line(reason)}")
+        self.digest = digest
+        self.reason = reason
+
+
+class RunRefusedError(FederationError):
+    """A run cannot be started, gone on with or exported as it stands."""
+
+    def __init__(self, run: str, reason: str) -> None:
+        super().__init__(f"run {run}: {one_line(reason)}")
+        self.run = run
+        self.reason = reason
+
+
 def one_line(text: str) -> str:
     """The text on one line, cut to a length that a log can bear."""
     line = " ".join(text.split())

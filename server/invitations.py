@@ -23,6 +23,7 @@ from common.certificates import (
 from common.enrolment_messages import Invitation, join_address
 from common.errors import BadFileError, SettingsError
 from common.ids import SiteId
+from common.locks import locked
 from common.pki import Identity, create_identity, read_identity
 from server.home import CoordinatorHome, HomeSettings
 from server.site_records import SiteRecord, require_new, revoke
@@ -54,13 +55,15 @@ def ensure_server_certificate(
     Raises:
         BadFileError: The authority cannot be read.
     """
-    if _is_current(home, settings, now or datetime.now(UTC)):
-        return False
-    key = new_key()
-    certificate = Authority.open(home.authority).sign_server(key.public_key(), [settings.host])
-    # In this order: whoever reads the pair again looks at the certificate.
-    write_atomically(home.server_key, key_pem(key), private=True)
-    write_atomically(home.server_certificate, certificate_pem(certificate))
+    # Gateway and enrolment service may find out at the same time.
+    with locked(home.root / ".server.lock"):
+        if _is_current(home, settings, now or datetime.now(UTC)):
+            return False
+        key = new_key()
+        certificate = Authority.open(home.authority).sign_server(key.public_key(), [settings.host])
+        # In this order: whoever reads the pair again looks at the certificate.
+        write_atomically(home.server_key, key_pem(key), private=True)
+        write_atomically(home.server_certificate, certificate_pem(certificate))
     return True
 
 
