@@ -15,7 +15,7 @@ from client.budget import SiteBudget
 from client.patients.records import PatientRecord, eligible
 from client.preferences.pairs import PairCounts, PreferencePair, make_all_pairs
 from client.preferences.store import StoredPairs, load_pairs, save_pairs
-from client.site_patients import SitePatients, site_prompts, site_seed
+from client.site_patients import Excluded, SitePatients, nobody, site_prompts, site_seed
 from client.teacher.fit import TeacherRecipe
 from client.teacher.public import names_for
 from client.teacher.rank import Ranking, cross_fit, teachers_digest
@@ -73,6 +73,7 @@ class SiteTeaching:
         master_key: bytes,
         recipe: TeacherRecipe | None = None,
         budget: SiteBudget | None = None,
+        excluded: Excluded = nobody,
     ) -> None:
         """Teaching for the tracks that ``plan`` has this site in.
 
@@ -86,6 +87,7 @@ class SiteTeaching:
             master_key: 32 bytes that wrap the files' keys.
             recipe: Of the teacher's training.
             budget: Of the patients; needed where the plan's teacher learns from them under privacy.
+            excluded: Who takes no part any more; asked before a teacher is trained.
 
         Raises:
             DigestMismatchError: The answers are not the plan's.
@@ -96,6 +98,7 @@ class SiteTeaching:
         self._site, self._plan, self._tracks = site_id, plan, plan.tracks_of(site_id)
         self._answers = {track.track: answers[track.track] for track in self._tracks}
         self._memory, self._store, self._master_key, self._recipe = memory, store, master_key, recipe
+        self._excluded = excluded
         self._lessons: dict[str, Lessons] = {}
         for track in self._tracks:
             if self._answers[track.track].digest() != track.answers_digest:
@@ -152,7 +155,10 @@ class SiteTeaching:
         return stored.pairs
 
     def _teach(self) -> dict[str, Lessons]:
-        allowed = eligible(self.patients.train, self._plan.purpose)
+        excluded = self._excluded()
+        present = [record for record in self.patients.train if record.patient_id not in excluded]
+        allowed = eligible(present, self._plan.purpose)
+        left_out = len(self.patients.train) - len(allowed.kept)
         for reason, number in allowed.counts.items():
             if number:
                 logger.info("%s: %d patients left out: %s", self._site, number, reason.value)
@@ -160,7 +166,7 @@ class SiteTeaching:
         rankings = self._rank(kept) if kept else {track: [] for track in self._answers}
         lessons = {}
         for track in self._tracks:
-            made = self._pairs(kept, rankings[track.track], track, left_out=len(allowed.left_out))
+            made = self._pairs(kept, rankings[track.track], track, left_out=left_out)
             lessons[track.track] = made
             save_pairs(
                 StoredPairs(

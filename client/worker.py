@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from client.contribution import site_weight, train_words
-from client.lessons import Lessons, SiteTeaching
+from client.lessons import Lessons, NoPairsError, SiteTeaching
 from client.patients.records import eligible
 from client.private_words import private_words
-from client.site_patients import site_prompts, site_seed
+from client.site_patients import Excluded, nobody, site_prompts, site_seed
 from client.student.evaluate import count_cases, rank_cases
 from client.student.fit import LocalUpdate, encode_pairs, local_fit
 from client.student.model import Student
@@ -33,12 +33,21 @@ class SiteWorker:
     Guarantee: what it answers holds no count of the site's in the clear: patients, pairs, steps and test
     results travel inside the words of a sum.
 
+    Guarantee: whoever is excluded when a task comes is in no answer to it.
+
     Attributes:
         teaching: Of the site, shared by its tracks.
     """
 
     def __init__(
-        self, *, site_id: SiteId, plan: RunPlan, track: str, teaching: SiteTeaching, student: Student
+        self,
+        *,
+        site_id: SiteId,
+        plan: RunPlan,
+        track: str,
+        teaching: SiteTeaching,
+        student: Student,
+        excluded: Excluded = nobody,
     ) -> None:
         """A worker for ``track`` of ``plan``.
 
@@ -48,10 +57,12 @@ class SiteWorker:
             track: Which of its tracks.
             teaching: The site's, for the same plan.
             student: Of the track; its adapter values are overwritten by every task.
+            excluded: Who takes no part any more, asked for each task; they are left out of training and
+                test.
         """
         self.teaching = teaching
         self._site, self._plan, self._track = site_id, plan, plan.track(track)
-        self._student = student
+        self._student, self._excluded = student, excluded
         self._encoded: tuple[PatientPairs, ...] | None = None
 
     def words(self, task: SumTask) -> Words:
@@ -72,6 +83,15 @@ class SiteWorker:
             self._encoded = tuple(self._encode(self.prepare()))
         return self._encoded
 
+    def _taking_part(self) -> tuple[PatientPairs, ...]:
+        """The entries of those who are not excluded now. NoPairsError if none is left."""
+        excluded = self._excluded()
+        left = tuple(entry for entry in self.encoded() if entry.patient_id not in excluded)
+        if not left and self._plan.privacy.mode in ("none", "site"):
+            raise NoPairsError(self._site, self._track.track)
+        # Under the other modes a site without patients sends noise, and nobody can tell.
+        return left
+
     def _encode(self, lessons: Lessons) -> Sequence[PatientPairs]:
         images = None
         if self._track.definition.modality is Modality.IMAGE:
@@ -86,7 +106,7 @@ class SiteWorker:
         )
 
     def _train(self, task: TrainTask) -> Words:
-        training, encoded = self._track.training, self.encoded()
+        training, encoded = self._track.training, self._taking_part()
         block = task.adapter.spec.active_block(task.round_id)
 
         def fit() -> LocalUpdate:
@@ -121,7 +141,9 @@ class SiteWorker:
         track, definition = self._track, self._track.definition
         self._student.load(task.adapter)
         answers, patients = self.teaching.answers(track.track), self.teaching.patients
-        kept = [r for r in eligible(patients.test, self._plan.purpose).kept if track.track in r.label]
+        excluded = self._excluded()
+        allowed = [r for r in eligible(patients.test, self._plan.purpose).kept if track.track in r.label]
+        kept = [record for record in allowed if record.patient_id not in excluded]
         read = site_prompts(kept, patients.views, definition)
         cases = [
             (prompt, record.label[track.track])

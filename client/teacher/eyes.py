@@ -164,7 +164,8 @@ def encode_images(encoder: ImageEncoder, images: Sequence[Sequence[SlideRef]]) -
             np.stack([_resized(image.pixels(), encoder.size) for image in everything[part]])
         )
         with torch.inference_mode():
-            found = encoder.network(_normalized(pixels, encoder)).float().numpy()
+            inputs = _normalized(pixels, encoder).to(_device(encoder.network))
+            found = encoder.network(inputs).float().cpu().numpy()
         np.add.at(sums, owners[part], found)
     counts = np.array([len(brought) for brought in images])
     return (sums / np.maximum(counts, 1)[:, None]).astype(np.float32)
@@ -217,11 +218,18 @@ def _pooled_sums(encoder: NoteEncoder, batch: Sequence[_Window]) -> NDArray[np.f
     ids = torch.tensor([window.ids + [0] * (length - len(window.ids)) for window in batch])
     real = torch.tensor([[1] * len(window.ids) + [0] * (length - len(window.ids)) for window in batch])
     own = torch.tensor([[*window.is_own, *[False] * (length - len(window.ids))] for window in batch])
+    ids, real, own = (tensor.to(_device(encoder.network)) for tensor in (ids, real, own))
     with torch.inference_mode():
         hidden = encoder.network(input_ids=ids, attention_mask=real).last_hidden_state
         embedded = encoder.network.get_input_embeddings()(ids)
         both = torch.cat([hidden, embedded], dim=-1).double() * own.unsqueeze(-1)
-        return np.asarray(both.sum(dim=1).numpy())
+        return np.asarray(both.sum(dim=1).cpu().numpy())
+
+
+def _device(network: Any) -> torch.device:
+    """Where a network is; one without parameters is on the CPU."""
+    parameter = next(network.parameters(), None)
+    return torch.device("cpu") if parameter is None else torch.device(parameter.device)
 
 
 def _resized(pixels: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:

@@ -10,8 +10,10 @@ from typing import Any
 from client.approvals import approve_plan
 from client.home import ConsortiumHome, SiteHome
 from client.settings import CapSettings, ModelSettings, SiteSettings
+from common.atomic import write_atomically
+from common.canonical import canonical_json
 from common.ids import SiteId
-from common.pki import Identity, create_identity, write_public
+from common.pki import write_public
 from common.plan import RunPlan
 from common.plan_package import PlanPackage
 from common.tracks import TRACKS, Answer, AnswerList
@@ -45,9 +47,11 @@ def make_home(root: Path, plan: RunPlan, *, site: SiteId = SITE) -> ConsortiumHo
     """A home whose administrator approved all other sites of the plan, and no plan."""
     home = SiteHome(root).consortium(CONSORTIUM)
     (home.root / "approved").mkdir(parents=True)
-    own: Identity = create_identity(home.root / "identity.json", site)
+    own = fake_identities(plan)[site]
+    content = {"schema": 1, "site_id": site, "private_key": own.private_key.hex()}
+    write_atomically(home.root / "identity.json", canonical_json(content), private=True)
     for other, identity in fake_identities(plan).items():
-        if other != own.site_id:
+        if other != site:
             write_public(identity.public(), home.root / "approved")
     return home
 
