@@ -99,11 +99,13 @@ class FlowerRun:
         status: ``pending``, ``starting``, ``running``, ``finished:completed``, ``finished:failed`` or
             ``finished:stopped``.
         details: Flower's words on a failure; they may be empty.
+        name: The run's own, out of its configuration; empty if it was given none.
     """
 
     flower_id: int
     status: str
     details: str
+    name: str = ""
 
     @property
     def over(self) -> bool:
@@ -174,7 +176,7 @@ class SuperLink:
 
         Guarantee: a key that is registered already keeps its number.
         """
-        pem = _pem(public_key)
+        pem = node_key_pem(public_key)
         try:
             with self._errors(f"register the node of {site}"):
                 answer = self._client.RegisterNode(RegisterNodeRequest(public_key=pem, name=site))
@@ -285,8 +287,8 @@ def _toml(value: Value) -> str:
     return str(value).lower() if isinstance(value, bool) else repr(value).replace("'", '"')
 
 
-def _pem(public_key: bytes) -> bytes:
-    """A node's public key as Flower keeps it. BadFileError."""
+def node_key_pem(public_key: bytes) -> bytes:
+    """A node's public key (OpenSSH or PEM) as Flower keeps it. BadFileError."""
     try:
         load = (
             serialization.load_ssh_public_key
@@ -304,7 +306,8 @@ def _pem(public_key: bytes) -> bytes:
 def _run_of(found: Any) -> FlowerRun:
     status = found.status
     name = f"{status.status}:{status.sub_status}" if status.sub_status else str(status.status)
-    return FlowerRun(flower_id=int(found.run_id), status=name, details=str(status.details))
+    given = found.override_config["run"].string if "run" in found.override_config else ""
+    return FlowerRun(flower_id=int(found.run_id), status=name, details=str(status.details), name=str(given))
 
 
 def _node_of(found: Any) -> Node:
