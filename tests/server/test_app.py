@@ -15,6 +15,7 @@ from common.adapter import load_adapter, save_adapter
 from common.errors import (
     BadFileError,
     DigestMismatchError,
+    RunExistsError,
     SettingsError,
     TooFewSurvivorsError,
     UnapprovedSiteError,
@@ -24,9 +25,10 @@ from common.messages import Message
 from common.pki import IDENTITY_SCHEMA, Identity, write_public
 from common.plan import RunPlan
 from common.privacy.ledger import Ledger
+from server.app import make_app
 from server.journal import read_progress
-from server.rounds import run_round
-from simulations.grid import run_apps
+from server.rounds import TrackState, run_round
+from simulations.grid import FIRST_NODE, run_apps
 from simulations.link import MemoryLink
 from tests.fakes import (
     COORDINATOR,
@@ -238,3 +240,61 @@ def test_a_private_run_leaves_the_ledger_and_the_heads_of_the_sites(config: dict
 def test_a_private_run_without_the_coordinators_identity_is_refused(config: dict, tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"identity: expected the file of the coordinator's own identity"):
         run({key: value for key, value in private_config(config, tmp_path).items() if key != "identity"})
+
+
+def test_a_run_goes_on_under_its_own_name_where_it_was_left(config: dict, tmp_path: Path) -> None:
+    named = {**config, "run": "trial-1"}
+    folder = tmp_path / "out"
+    seen: list[TrackState] = []
+
+    def stop_after_a_round(state: TrackState) -> None:
+        if state.history:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_apps(
+            make_app(stop_after_a_round), client.app.app, sites=SITES, run_config={**named, "attempts": 1}
+        )
+    assert read_progress(folder).run.status == "stopped"
+    with pytest.raises(RunExistsError, match="trial-1 was begun here; resume it"):
+        run(named)
+    resumed = {**named, "resume": True}
+    run_apps(make_app(seen.append), client.app.app, sites=SITES, run_config=resumed, run_id=2)
+    assert [state.round_id for state in seen] == [1, 2, 2]
+    result = json.loads((folder / TRACK / "rounds.json").read_text())
+    assert (result["run_id"], [report["sum_id"] for report in result["rounds"]]) == ("trial-1", [1, 2])
+    assert read_progress(folder).run.flower_runs == (1, 2)
+    # Everything is done: no site is asked, and what came out is written again.
+    (folder / TRACK / "rounds.json").unlink()
+    employ(dict.fromkeys(SITES, None))
+    run(resumed)
+    assert json.loads((folder / TRACK / "rounds.json").read_text()) == result
+
+
+def nodes_file(path: Path, nodes: dict[str, str], schema: int = 1) -> str:
+    path.write_text(json.dumps({"schema": schema, "nodes": nodes}))
+    return str(path)
+
+
+def test_a_run_that_knows_its_nodes_asks_none_for_its_name(config: dict, tmp_path: Path) -> None:
+    # The fourth node says it is site-d, and is no site of this consortium.
+    nodes = {str(FIRST_NODE + place): site for place, site in enumerate(SITES[:3])}
+    run({**config, "nodes": nodes_file(tmp_path / "nodes.json", nodes)})
+    result = json.loads((tmp_path / "out" / TRACK / "rounds.json").read_text())
+    assert result["rounds"][0]["survivors"] == list(SITES[:3])
+
+
+def test_a_list_of_nodes_that_cannot_be_read_ends_the_run_with_its_reason(
+    config: dict, tmp_path: Path
+) -> None:
+    with pytest.raises(BadFileError, match=r"nodes\.json"):
+        run({**config, "nodes": str(tmp_path / "nodes.json")})
+    assert read_progress(tmp_path / "out").run.status == "failed"
+
+
+def test_a_ledger_that_is_kept_over_runs_has_a_folder_of_its_own(config: dict, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    run({**private_config(config, tmp_path), "ledger": str(home)})
+    assert (home / "ledger.db").is_file()
+    assert set(server.app.load_heads(home, TRACK)) == set(SITES)
+    assert not (tmp_path / "out" / "ledger.db").exists()

@@ -1,13 +1,19 @@
 import logging
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
 
+import httpx
 import pytest
 
 import client.app
+import server.grid
 from client.worker_link import attach, detach
+from common.errors import BadFileError, UnsupportedSchemaError
 from common.messages import Bundle, KeysRequest, Message, PrepareTask, Ready, Refusal
-from server.grid import GridLink
+from server.grid import GridLink, read_nodes
 from server.rounds import prepare, run_round
 from simulations.grid import FIRST_NODE, LocalGrid, task_identity
 from tests.fakes import RUN, SITES, TRACK, fake_sites, tiny_plan, tiny_state
@@ -255,3 +261,171 @@ def test_waiting_ends_with_the_time_and_says_who_is_missing(
     with caplog.at_level(logging.WARNING):
         assert link_over(grid).wait_for(SITES, 0.05) == (A,)
     assert "site-b, site-c, site-d" in caplog.text
+
+
+NODES = {FIRST_NODE + place: site for place, site in enumerate(SITES)}
+
+
+def test_with_a_list_of_nodes_nobody_is_asked_and_no_other_node_is_admitted(grid: WatchedGrid) -> None:
+    known = {node: site for node, site in NODES.items() if site != B}
+    link = GridLink(grid, query_ttl_s=0.05, poll_s=0.01, nodes=known)
+    assert link.sites() == (A, C, D)
+    assert grid.pushed == []
+    assert set(exchange(link)) == {A, C, D}
+    grid.online = [FIRST_NODE, FIRST_NODE + 1]
+    assert link.sites() == (A,)
+
+
+def test_a_list_of_nodes_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "nodes.json"
+    path.write_text('{"schema": 1, "nodes": {"7": "site-a", "8": "site-b"}}')
+    assert read_nodes(path) == {7: A, 8: B}
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("no", "expected {"),
+        ("{}", "expected {"),
+        ('{"schema": 1, "nodes": {"x": "site-a"}}', "expected {"),
+        ('{"schema": 1, "nodes": {"7": "Site A"}}', "expected {"),
+        ('{"schema": 1, "nodes": ["site-a"]}', "expected {"),
+        ('{"schema": 0, "nodes": {"7": "site-a"}}', "expected schema 1 and every site once"),
+        ('{"schema": 1, "nodes": {"7": "site-a", "8": "site-a"}}', "expected schema 1 and every site once"),
+    ],
+)
+def test_a_damaged_list_of_nodes_is_refused(tmp_path: Path, content: str, reason: str) -> None:
+    path = tmp_path / "nodes.json"
+    path.write_text(content)
+    with pytest.raises(BadFileError, match=re.escape(reason)):
+        read_nodes(path)
+
+
+def test_a_newer_list_of_nodes_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "nodes.json"
+    path.write_text('{"schema": 2, "nodes": {}}')
+    with pytest.raises(UnsupportedSchemaError, match="schema 2 is newer than 1"):
+        read_nodes(path)
+
+
+class AwayGrid(WatchedGrid):
+    """A grid whose SuperLink is away for the next calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.away: list[Exception] = []
+
+    def _require_there(self) -> None:
+        if self.away:
+            raise self.away.pop(0)
+
+    def get_node_ids(self) -> Iterable[int]:
+        self._require_there()
+        return super().get_node_ids()
+
+    def push_messages(self, messages: Iterable[FlowerMessage]) -> Iterable[str]:
+        self._require_there()
+        return super().push_messages(messages)
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[FlowerMessage]:
+        self._require_there()
+        return super().pull_messages(message_ids)
+
+
+def status_error(status: int) -> httpx.HTTPStatusError:
+    request = httpx.Request("POST", "http://127.0.0.1/v1/runtime")
+    return httpx.HTTPStatusError("", request=request, response=httpx.Response(status, request=request))
+
+
+@pytest.fixture
+def away(grid: WatchedGrid, monkeypatch: pytest.MonkeyPatch) -> AwayGrid:
+    monkeypatch.setattr(server.grid, "SHORTEST_PAUSE_S", 0.001)
+    return AwayGrid()
+
+
+@pytest.mark.parametrize(
+    "error", [httpx.ConnectError(""), httpx.ReadTimeout(""), ConnectionRefusedError(), status_error(503)]
+)
+def test_a_superlink_that_is_away_for_a_while_costs_no_answer(away: AwayGrid, error: Exception) -> None:
+    link = link_over(away)
+    assert link.sites() == SITES
+    away.away = [error] * 3
+    replies = link.exchange(dict.fromkeys(SITES, PREPARE), 30.0)
+    answered = [next(replies)]
+    # Once while tasks go out, once while answers come back.
+    away.away = [error] * 2
+    assert {site for site, _ in (*answered, *replies)} == set(SITES)
+
+
+def test_a_superlink_that_stays_away_is_waited_for_until_the_deadline(away: AwayGrid) -> None:
+    link = link_over(away)
+    link.sites()
+    away.away = [httpx.ConnectError("")] * 10_000
+    started = time.monotonic()
+    assert list(link.exchange(dict.fromkeys(SITES, PREPARE), 0.1)) == []
+    assert 0.1 <= time.monotonic() - started < 5.0
+    assert link.sites() == SITES
+
+
+def test_what_a_superlink_answers_is_not_taken_for_its_absence(away: AwayGrid) -> None:
+    link = link_over(away)
+    link.sites()
+    for ask in (link.sites, lambda: list(link.exchange(dict.fromkeys(SITES, PREPARE), 30.0))):
+        away.away = [status_error(401)]
+        with pytest.raises(httpx.HTTPStatusError):
+            ask()
+
+
+class RestartedGrid(WatchedGrid):
+    """A site has a second node: its SuperNode was started anew."""
+
+    def __init__(self) -> None:
+        super().__init__((*SITES, A))
+
+
+def test_a_node_that_is_new_after_a_restart_keeps_its_site_in(grid: WatchedGrid) -> None:
+    restarted, new = RestartedGrid(), FIRST_NODE + 4
+    link = link_over(restarted)
+    restarted.online = [FIRST_NODE + place for place in range(4)]
+    state = run_round(prepare(tiny_state(), link), link)
+    # For a minute both are online; then the old one is gone.
+    restarted.online = [*restarted.online, new]
+    assert link.sites() == SITES
+    restarted.online = [FIRST_NODE + 1, FIRST_NODE + 2, FIRST_NODE + 3, new]
+    link.sites()
+    assert run_round(state, link).history[-1].survivors == SITES
+    assert {m.metadata.dst_node_id for m in restarted.pushed[-4:]} == set(restarted.online)
+
+
+def employ(**plan: Any) -> None:
+    """Sites of another plan."""
+    for site, handler in fake_sites(tiny_plan(**plan)).items():
+        detach(site)
+        attach(site, handler)
+
+
+def test_a_site_that_is_offline_for_ten_rounds_rejoins(grid: WatchedGrid) -> None:
+    employ(rounds=13)
+    link = GridLink(grid, query_ttl_s=0.05, poll_s=0.01, nodes=NODES)
+    state = run_round(prepare(tiny_state(rounds=13), link), link)
+    grid.online = [FIRST_NODE, FIRST_NODE + 1, FIRST_NODE + 2]
+    for _ in range(10):
+        state = run_round(state, link)
+    grid.online = None
+    # The keys of the next sum were agreed without it.
+    state = run_round(run_round(state, link), link)
+    assert [len(report.survivors) for report in state.history] == [4, *[3] * 11, 4]
+
+
+def test_a_slow_site_is_waited_for_only_as_long_as_the_plan_says(grid: WatchedGrid) -> None:
+    employ(timeout_s=0.3)
+    link = link_over(grid)
+    link.sites()
+    state = prepare(tiny_state(timeout_s=0.3), link)
+    grid.lost = {FIRST_NODE + 3}
+    started = time.monotonic()
+    state = run_round(state, link)
+    report = state.history[-1]
+    assert (report.survivors, report.exchanges) == ((A, B, C), 4)
+    assert report.waiting_s >= 0.3
+    assert time.monotonic() - started < 4 * 0.3 + 5

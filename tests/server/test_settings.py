@@ -32,12 +32,24 @@ def test_the_defaults_lie_beside_the_module() -> None:
         ("attempts", "many"),
         ("retry_pause_s", -1.0),
         ("connect_timeout_s", 0.0),
+        ("resume", "yes"),
         ("extra", 1),
     ],
 )
 def test_a_wrong_or_unknown_setting_is_refused_by_name(key: str, value: object) -> None:
     with pytest.raises(SettingsError, match=rf"run config.*{key}"):
         CoordinatorSettings.from_run_config({**GIVEN, key: value})
+
+
+def test_a_run_may_have_a_name_and_be_resumed_by_it() -> None:
+    settings = CoordinatorSettings.from_run_config(
+        {**GIVEN, "run": "trial-1", "resume": True, "nodes": "n.json"}
+    )
+    assert (settings.run, settings.resume, settings.nodes) == ("trial-1", True, Path("n.json"))
+    with pytest.raises(SettingsError, match="1 to 40 lower-case letters"):
+        CoordinatorSettings.from_run_config({**GIVEN, "run": "Trial 1"})
+    with pytest.raises(SettingsError, match="the name of the run to resume, got none"):
+        CoordinatorSettings.from_run_config({**GIVEN, "resume": True})
 
 
 @pytest.mark.parametrize("folder", ["adapters", "identities", "out"])
