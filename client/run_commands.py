@@ -107,10 +107,21 @@ def _print_status(found: dict[str, Any]) -> None:
         say("plan", f"{plan['digest'][:SHOWN_DIGITS]} {plan['name']}: {approvals}")
     if not found["plans"]:
         say("plan", "none approved")
-    say("worker", _facts(found["worker"]) or "not running")
+    say("worker", _worker_line(found["worker"] or {}))
     say("budget", _budget_line(found["budget"]))
     for line in found["refusals"]:
         say("refused", f"{line['time']} {_facts(_reason(line))}")
+
+
+def _worker_line(work: dict[str, Any]) -> str:
+    """What it is at, and how long the parts of its last task took."""
+    about = {key: work.get(key) for key in ("plan", "run", "track", "round") if work.get(key) is not None}
+    if isinstance(about.get("plan"), str):
+        about["plan"] = about["plan"][:SHOWN_DIGITS]
+    seconds = work.get("seconds")
+    parts = [f"{part} {value:g} s" for part, value in seconds.items()] if isinstance(seconds, dict) else []
+    last = [f"last task: {', '.join(parts)}"] if parts else []
+    return "; ".join([str(work.get("state", "not known")), *filter(None, [_facts(about)]), *last])
 
 
 def _budget_line(budget: dict[str, Any]) -> str:

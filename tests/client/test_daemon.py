@@ -41,8 +41,15 @@ BOUND_S = 20.0
 
 # Each writes what the real one would, and then waits.
 WORKER_PROGRAM = """
-import os, pathlib, socket, sys, time
-path = pathlib.Path(sys.argv[1]); path.unlink(missing_ok=True)
+import json, logging, os, pathlib, socket, sys, time
+from common.logs import configure
+path, fails = map(pathlib.Path, sys.argv[1:]); path.unlink(missing_ok=True)
+configure()
+if fails.exists():
+    try:
+        json.loads("[" + pathlib.Path(fails.read_text()).read_text())
+    except ValueError as error:
+        logging.exception("a task failed")
 listening = socket.socket(socket.AF_UNIX); listening.bind(str(path)); listening.listen()
 time.sleep(600)
 """
@@ -53,9 +60,10 @@ path.write_text(json.dumps({"port": int(pathlib.Path(sys.argv[2]).read_text())})
 time.sleep(600)
 """
 SUPERNODE_PROGRAM = """
-import json, os, pathlib, socket, subprocess, sys
+import json, os, pathlib, signal, socket, subprocess, sys
 proxy, node, seen = sys.argv[1:]
 child = subprocess.Popen(["sleep", "600"], start_new_session=True)
+signal.signal(signal.SIGTERM, lambda *_: (child.kill(), os._exit(0)))
 listening = socket.socket(); listening.bind(("127.0.0.1", int(node))); listening.listen()
 kept = ("PATH", "CONSILIUM_SITE_HOME", "CONSILIUM_CONSORTIUM", "FLWR_HOME", "SECRET")
 told = {"proxy": proxy, "child": child.pid, "env": {key: os.environ.get(key) for key in kept}}
@@ -86,7 +94,7 @@ def stand_ins(consortium: ConsortiumHome, port: Path) -> Programs:
         return (sys.executable, "-c", code, *map(str, arguments))
 
     return Programs(
-        worker=program(WORKER_PROGRAM, consortium.worker_socket),
+        worker=program(WORKER_PROGRAM, consortium.worker_socket, port.with_name("fails")),
         proxy=program(PROXY_PROGRAM, consortium.proxy_status, port),
         supernode=lambda proxy, node: program(SUPERNODE_PROGRAM, proxy, node, consortium.run / "seen.json"),
     )
