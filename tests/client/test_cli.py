@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from client.cli import main
+from client.cli import NOT_RUNNING, OK, REFUSED, UNUSABLE, USAGE, main, site_program
 from client.patients.photos import SlideRef, encode_png
 from client.patients.records import Finding, PatientRecord, PatientSet, Problem
 from client.predict_command import CASES_AT_A_TIME
@@ -203,7 +203,7 @@ def test_check_data_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     problem = Problem(file="patients.jsonl", line=7, reason="not UTF-8")
     assert main(["check-data", str(tmp_path), "--json"], read=lambda folder: patients(problem)) == 3
     report = json.loads(capsys.readouterr().out)
-    assert report["schema"] == 1
+    assert report["schema"] == 2
     assert report["accepted"]["patients"] == 2
     assert report["refused"] == [{"file": "patients.jsonl", "line": 7, "reason": "not UTF-8"}]
 
@@ -225,7 +225,7 @@ def test_check_data_refuses_what_is_no_folder_of_patients(
         main(["check-data", str(tmp_path / "none")])
     assert ended.value.code == 2
     assert main(["check-data", str(tmp_path)]) == 1
-    assert "patients.jsonl: No such file" in capsys.readouterr().err
+    assert "expected one of patients.jsonl, manifest.csv" in capsys.readouterr().err
 
 
 def test_help_does_not_wait_for_torch() -> None:
@@ -236,12 +236,31 @@ def test_help_does_not_wait_for_torch() -> None:
     assert done.stdout.strip() == "False"
 
 
-@pytest.mark.parametrize("words", [["--help"], ["predict", "--help"], ["check-data", "--help"]])
-def test_help_explains_itself(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("words", [[], *([command.name] for command in site_program().commands)])
+def test_help_explains_itself_and_every_exit_status(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([*words, "--help"])
+    assert ended.value.code == 0
+    text = capsys.readouterr().out
+    assert len(text.splitlines()) > 12
+    for status in (OK, UNUSABLE, USAGE, REFUSED, NOT_RUNNING):
+        assert f"\n  {status}  " in text
+
+
+def test_commands_are_listed_in_the_order_of_a_new_site(capsys: pytest.CaptureFixture[str]) -> None:
+    names = [command.name for command in site_program().commands]
+    order = ["init", "enrol", "sites", "approve-site", "plans", "approve", "start", "status"]
+    assert [name for name in names if name in order] == order
+    assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize("words", [["horoscope"], [], ["status"], ["start"], ["init", "--home", "x"]])
+def test_a_command_that_is_not_understood_is_refused(words: list[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(words)
-    assert ended.value.code == 0
-    assert len(capsys.readouterr().out.splitlines()) > 8
+    assert ended.value.code == USAGE
 
 
 def write_tile(path: Path, red: int) -> None:
