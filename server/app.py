@@ -21,6 +21,7 @@ from common.canonical import canonical_json, plain, read_object
 from common.errors import DigestMismatchError, SettingsError
 from common.flower import run_name
 from common.ids import RunId, SiteId, site_id
+from common.logs import configure
 from common.pki import Identity, read_approved, read_identity
 from common.plan import RunPlan, TrackPlan
 from server.budget import open_ledger
@@ -48,6 +49,9 @@ def make_app(on_state: OnState) -> ServerApp:
 
     @server_app.main()
     def main(grid: Grid, context: Context) -> None:
+        # In a process that Flower started nobody else has; its lines would go nowhere.
+        if not logging.getLogger().handlers:
+            configure()
         plan = RunPlan.from_run_config(context.run_config)
         settings = CoordinatorSettings.from_run_config(context.run_config)
         run = settings.run or run_name(context.run_id)
