@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from client.approvals import approve_plan, withdraw_approval
 from client.home import ConsortiumHome, SiteHome
@@ -19,6 +20,7 @@ from client.patients.importers.folder import write_folder
 from client.patients.records import pseudonym
 from client.settings import ModelSettings, SiteSettings
 from client.teacher.eyes import load_note_encoder
+from client.teacher.fit import TeacherRecipe
 from client.teacher.sight import Encoders, Memory
 from common.errors import BadFileError, DeviceError, DigestMismatchError, SettingsError
 from common.ids import SiteId
@@ -33,6 +35,7 @@ from simulations.link import MemoryLink
 from simulations.planning import Models, make_plan
 from simulations.populations import Population
 from simulations.scenarios import synthetic_population
+from simulations.settings import SimulationSettings
 from tests.client.homes import CONSORTIUM, NOW, make_home
 from tests.fakes import COORDINATOR, RUN, SITES, fake_identities
 from tests.messages import example
@@ -60,6 +63,7 @@ class Trial:
     package: PlanPackage
     models: Models
     settings: Mapping[SiteId, SiteSettings]
+    recipe: TeacherRecipe | None
 
     @property
     def plan(self) -> RunPlan:
@@ -84,7 +88,7 @@ class Trial:
             self.keyring(site),
             **{
                 "coordinator": COORDINATOR.public(),
-                "recipe": small_settings().recipe,
+                "recipe": self.recipe,
                 "clock": lambda: NOW,
                 **changed,
             },
@@ -104,8 +108,13 @@ class Trial:
 
 
 @pytest.fixture(scope="module")
-def population() -> Population:
-    data = small_settings(FEW).data
+def small() -> SimulationSettings:
+    return small_settings(FEW)
+
+
+@pytest.fixture(scope="module")
+def population(small: SimulationSettings) -> Population:
+    data = small.data
     assert isinstance(data, SyntheticData)
     return synthetic_population(data, 0)
 
@@ -116,8 +125,10 @@ def models(tmp_path_factory: pytest.TempPathFactory, population: Population) -> 
 
 
 @pytest.fixture
-def trial(tmp_path: Path, population: Population, models: Models) -> Trial:
-    plan = make_plan("trial", small_settings(FEW).plans, {TRACK: population}, {TRACK: models}, 3)
+def trial(tmp_path: Path, small: SimulationSettings, population: Population, models: Models) -> Trial:
+    # With two, the teachers of a busy machine wait for each other's threads.
+    torch.set_num_threads(1)
+    plan = make_plan("trial", small.plans, {TRACK: population}, {TRACK: models}, 3)
     plan = replace(plan, consortium=CONSORTIUM, expires="2030-01-01")
     package = PlanPackage(plan=plan, answers={TRACK: population.answers})
     settings = {}
@@ -134,7 +145,7 @@ def trial(tmp_path: Path, population: Population, models: Models) -> Trial:
             models=ModelSettings(bases={TRACK: models.base}, note_encoder=str(models.base)),
         )
         approve_plan(home, settings[site], package, by="A", now=NOW)
-    return Trial(root=tmp_path, package=package, models=models, settings=settings)
+    return Trial(root=tmp_path, package=package, models=models, settings=settings, recipe=small.recipe)
 
 
 def prepare(trial: Trial, **changed: Any) -> PrepareTask:
@@ -160,7 +171,7 @@ def test_a_federation_of_homes_equals_the_simulation_of_their_patients(
         {TRACK: replace(population, sites=sites)},
         models,
         trial.root / "simulated",
-        small_settings().recipe,
+        trial.recipe,
     )
     simulated = federate(
         trial.plan,
