@@ -19,27 +19,24 @@ from client.app import app as client_app
 from client.session import SiteSession
 from client.session_answers import mask_input
 from client.session_store import FolderStore
-from common.adapter import Adapter, AdapterMode, AdapterSpec, Block, ModuleShape, initial_adapter
+from common.adapter import Block
 from common.fixedpoint import Words
 from common.ids import RoundId, RunId, SiteId
-from common.learning_plan import AdapterPlan, PreferencePlan, ServerOptimizerPlan, TeacherPlan, TrainingPlan
 from common.messages import SumTask, TrainTask, sum_topic
 from common.pki import Identity
-from common.plan import AggregationPlan, RunPlan, TrackPlan
+from common.plan import RunPlan
 from common.secagg.keys import Roster, SumContext, SumSecrets, sign_keys
-from common.tracks import RARE_DISEASE
 from common.train_words import TrainWords, train_fixed_point
 from server.grid import GridLink
 from server.link import SiteLink
 from server.rounds import TrackState, run_round
 from server.session import SecureSum, Setup
+from simulations.benchmarks._coordinator_process import TRACK, WAIT_S, plan_of
 from simulations.federation import attached_sessions
 from simulations.grid import SUPERLINK_NODE, LocalGrid, task_identity
 from simulations.link import MemoryLink
 
-TRACK = RARE_DISEASE.name
 FEWEST_SITES = 3
-WAIT_S = 3600.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +61,7 @@ class Constant:
 
 def memory_of_sum(sites: int, size: int) -> int:
     """Peak bytes of ``SecureSum`` alone, beyond what was there, while ``sites`` inputs are added."""
-    plan, adapter = _plan(max(sites, FEWEST_SITES), size)
+    plan, adapter = plan_of(max(sites, FEWEST_SITES), size)
     names = plan.sites[:sites]
     identities = {name: Identity.generate(name) for name in names}
     public = {name: identity.public() for name, identity in identities.items()}
@@ -111,7 +108,7 @@ def memory_of_round(sites: int, size: int, link: str) -> int:
 
     ``link`` is ``memory``, or ``grid`` for Flower's messages.
     """
-    plan, adapter = _plan(sites, size)
+    plan, adapter = plan_of(sites, size)
     own = {site: Identity.generate(site) for site in plan.sites}
     public = {site: identity.public() for site, identity in own.items()}
     with tempfile.TemporaryDirectory() as folder:
@@ -158,39 +155,3 @@ def _peak() -> Iterator[list[int]]:
     finally:
         found.append(tracemalloc.get_traced_memory()[1] - before)
         tracemalloc.stop()
-
-
-def _plan(sites: int, size: int) -> tuple[RunPlan, Adapter]:
-    spec = AdapterSpec(
-        mode=AdapterMode.FFA,
-        rank=1,
-        alpha=1.0,
-        modules=(ModuleShape(name="layer", in_features=1, out_features=size),),
-    )
-    adapter = initial_adapter(spec, 0)
-    track = TrackPlan(
-        track=TRACK,
-        answers_digest="0" * 64,
-        base_model_digest="0" * 64,
-        tokenizer_digest="0" * 64,
-        adapter=AdapterPlan(
-            mode=spec.mode, rank=1, alpha=1.0, targets=("layer",), factors_digest=adapter.digest()
-        ),
-        preferences=PreferencePlan(pairs_per_patient=1),
-        training=TrainingPlan(
-            rounds=1, local_steps=1, patients_per_step=1, learning_rate=1.0, max_prompt_tokens=1
-        ),
-        server_optimizer=ServerOptimizerPlan(),
-    )
-    plan = RunPlan(
-        name="benchmark",
-        purpose="benchmark",
-        ethics_id="none",
-        expires="2100-01-01",
-        seed=0,
-        sites=tuple(SiteId(f"site-{i:03d}") for i in range(sites)),
-        tracks=(track,),
-        teacher=TeacherPlan(modality_dropout=0.0),
-        aggregation=AggregationPlan(minimum_survivors=2, site_patients_cap=1, timeout_s=WAIT_S),
-    )
-    return plan, adapter

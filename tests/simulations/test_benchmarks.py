@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from simulations.benchmarks import _measure, decode, orpo_step, private_step
+from simulations.benchmarks import _measure, coordinator, decode, orpo_step, private_step
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = {path.stem for path in (ROOT / "simulations/benchmarks").glob("*.py") if path.stem[0] != "_"}
@@ -63,6 +63,28 @@ def test_decode_reports_speed_and_agreement(capsys: pytest.CaptureFixture[str]) 
     assert values["ratio"] > 0
     # As many beams as there are answers: the beam must find the very same ones.
     assert values["top10_agreement"] == 1.0
+
+
+def test_coordinator_reports_memory_and_seconds_of_rounds_that_close(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    coordinator.main(["--json", "--quick", "--repeats", "1"])
+    values = last_line(capsys)
+    assert (values["closed_sites"], values["closed"]) == (5, 1)
+    for sites in (3, 5):
+        for size in (10**4, 10**5):
+            point = f"n{sites}_d{size}"
+            assert 0 < values[f"own_s_{point}"] < values[f"seconds_{point}"]
+            # Every site's vector, of four bytes a value.
+            assert values[f"bytes_up_{point}"] > 4 * sites * size
+    # One vector is held at a time, however many sites there are: two more would be 0.8 MB.
+    assert 0 < values["peak_bytes_n5_d100000"] < values["peak_bytes_n3_d100000"] + 0.7e6
+    assert {f"{name}_exponent_n" for name in ("memory", "seconds", "own_seconds")} <= set(values)
+
+
+def test_an_exponent_is_the_slope_of_the_logarithms() -> None:
+    assert coordinator.exponent({2: 12.0, 4: 48.0, 8: 192.0}) == pytest.approx(2.0)
+    assert coordinator.exponent({2: 5.0, 100: 5.0}) == pytest.approx(0.0)
 
 
 def test_drawn_answers_are_distinct() -> None:
