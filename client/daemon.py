@@ -28,7 +28,7 @@ from prometheus_client.core import GaugeMetricFamily
 
 from client.home import PRIVATE_FOLDER, ConsortiumHome, SiteHome
 from client.settings import SiteSettings
-from client.status import certificate_days, proxy_port, read_run_file
+from client.status import certificate_days, gateway_trouble, proxy_port, read_run_file
 from common.atomic import write_atomically
 from common.canonical import canonical_json
 from common.daemon_lock import hold
@@ -193,6 +193,8 @@ class Daemon:
             failing[SUPERNODE] = f"waits for the port of {PROXY}"
         if (left := certificate_days(self._consortium)) is None or left <= 0:
             failing["certificate"] = "missing" if left is None else f"ended {-left:.1f} days ago"
+        if (trouble := gateway_trouble(self._consortium)) is not None:
+            failing["gateway"] = trouble
         return failing
 
     def _follow_proxy(self, supervisor: Supervisor) -> None:
@@ -276,6 +278,11 @@ class SiteCollector:
             "consilium_certificate_days_left",
             "days until the site's certificate ends",
             value=float("nan") if left is None else left,
+        )
+        yield GaugeMetricFamily(
+            "consilium_gateway_usable",
+            "0 while the gateway cannot be reached, or refuses this site",
+            value=float(gateway_trouble(self._consortium) is None),
         )
         work = read_run_file(self._consortium.worker_status) or {}
         busy = GaugeMetricFamily(

@@ -58,7 +58,7 @@ def require_certificate(consortium: ConsortiumHome, settings: SiteSettings, now:
         raise NotReadyError(str(path), named, f"a certificate of {settings.site}")
     left = days_left(certificate, now)
     if left <= 0:
-        reason = f"one that ended {-left:.1f} days ago; ask the coordinator for a new invitation"
+        reason = f"one that ended {-left:.1f} days ago; `consilium-site renew` gets a new one"
         raise NotReadyError(str(path), reason, "a certificate that is valid now")
 
 

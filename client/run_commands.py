@@ -132,7 +132,7 @@ def _budget_line(budget: dict[str, Any]) -> str:
 
 
 def _facts(found: dict[str, Any] | None) -> str:
-    shown = {key: value for key, value in (found or {}).items() if value is not None and key != "schema"}
+    shown = {key: value for key, value in (found or {}).items() if value not in (None, "")}
     return ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in shown.items())
 
 

@@ -25,6 +25,8 @@ from common.supervisor import read_status
 LAST_REFUSALS = 5
 DEFAULT_DELTA = 1e-5
 REFUSED_EVENT = "refused"
+# What the proxy says of a gateway that it cannot use.
+TROUBLE = ("unreachable", "refused")
 
 
 def site_status(
@@ -54,9 +56,9 @@ def _daemon(consortium: ConsortiumHome) -> dict[str, Any]:
 
 
 def _connection(consortium: ConsortiumHome) -> dict[str, Any] | None:
-    """What the proxy says of the way to the coordinator; it knows when an answer came last."""
+    """What the outbound proxy says of the way to the gateway."""
     found = read_run_file(consortium.proxy_status)
-    return None if found is None else {key: value for key, value in found.items() if key != "schema"}
+    return None if found is None else {key: found.get(key) for key in ("gateway", "state", "reason", "since")}
 
 
 def _certificate(consortium: ConsortiumHome, now: datetime) -> dict[str, Any] | None:
@@ -105,6 +107,14 @@ def proxy_port(consortium: ConsortiumHome) -> int | None:
     """The outbound proxy's port; None while it does not listen."""
     port = (read_run_file(consortium.proxy_status) or {}).get("port")
     return port if isinstance(port, int) and port > 0 else None
+
+
+def gateway_trouble(consortium: ConsortiumHome) -> str | None:
+    """Why the gateway cannot be used; None if nothing is known against it."""
+    found = read_run_file(consortium.proxy_status) or {}
+    if found.get("state") not in TROUBLE:
+        return None
+    return str(found.get("reason") or found["state"])
 
 
 def certificate_days(consortium: ConsortiumHome) -> float | None:

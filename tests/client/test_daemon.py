@@ -56,7 +56,8 @@ time.sleep(600)
 PROXY_PROGRAM = """
 import json, pathlib, sys, time
 path = pathlib.Path(sys.argv[1])
-path.write_text(json.dumps({"port": int(pathlib.Path(sys.argv[2]).read_text())}))
+told = {"gateway": "hub.example:443", "state": "connected", "reason": ""}
+path.write_text(json.dumps({**told, "port": int(pathlib.Path(sys.argv[2]).read_text())}))
 time.sleep(600)
 """
 SUPERNODE_PROGRAM = """

@@ -161,11 +161,17 @@ def test_a_started_site_says_what_it_does_and_ends_when_told(
             "training; plan abababababab, run run-1, track rare_disease, round 3; last task: load 1.5 s"
         )
         assert expected in out
-        assert "connection   port 4001" in out
+        assert "connection   gateway hub.example:443, state connected" in out
         assert run(home, "status", "--json") == OK
         found = json.loads(capsys.readouterr().out)
         assert (found["daemon"]["pid"], found["worker"]["round"]) == (daemon.pid, 3)
         assert get(consortium, "/health")[0] == 200
+        proxy = json.loads(consortium.proxy_status.read_text())
+        trouble = {**proxy, "state": "refused", "reason": "hub.example:443: the certificate has ended"}
+        consortium.proxy_status.write_text(json.dumps(trouble))
+        status, text = get(consortium, "/health")
+        assert (status, json.loads(text)["failing"]) == (503, {"gateway": trouble["reason"]})
+        assert "consilium_gateway_usable 0.0" in get(consortium, "/metrics")[1]
         # A second one.
         assert run(home, "start") == UNUSABLE
         assert "only one may run here" in capsys.readouterr().err
