@@ -15,8 +15,10 @@ from common.errors import (
     LedgerBrokenError,
     LedgerMissingError,
     LedgerRolledBackError,
+    WorkerAwayError,
 )
 from common.ids import RunId, SiteId
+from common.message_fields import RefusalCause
 from common.messages import Message, refusal
 
 _FILE = "a file of this site cannot be used"
@@ -38,8 +40,14 @@ def reply_or_refusal(work: Callable[[], Message], run: RunId, site: SiteId) -> M
             # It names a file, which may be a patient's.
             logger.exception("%s: a file of this site cannot be used", site)
             return refusal(run, site, f"{_FILE} ({type(error).__name__}); see the site's log")
-        return refusal(run, site, str(error), "budget" if isinstance(error, BudgetSpentError) else "failed")
+        return refusal(run, site, str(error), _cause(error))
     except Exception as error:
         # Whatever it is, Flower and gRPC would send its text on.
         logger.exception("%s: a task failed", site)
         return refusal(run, site, f"the task failed with {type(error).__name__}; see the site's log")
+
+
+def _cause(error: FederationError) -> RefusalCause:
+    if isinstance(error, WorkerAwayError):
+        return "away"
+    return "budget" if isinstance(error, BudgetSpentError) else "failed"

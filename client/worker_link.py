@@ -19,7 +19,7 @@ from urllib.parse import quote
 import grpc
 
 from client.refusals import reply_or_refusal
-from common.errors import FederationError, SettingsError
+from common.errors import FederationError, SettingsError, WorkerAwayError
 from common.ids import SiteId
 from common.messages import Message
 from common.wire import from_bytes, to_bytes
@@ -94,7 +94,7 @@ def serve(handle: Handler, path: Path, *, site: SiteId) -> grpc.Server:
 def remote(path: Path, *, timeout_s: float | None = None) -> Handler:
     """What hands a task to the worker at the socket ``path``, and returns its answer.
 
-    It raises a FederationError where no worker answers within ``timeout_s``, and a BadMessageError where
+    It raises a WorkerAwayError where no worker answers within ``timeout_s``, and a BadMessageError where
     the answer is no message.
 
     Raises:
@@ -107,7 +107,7 @@ def remote(path: Path, *, timeout_s: float | None = None) -> Handler:
             try:
                 answer = channel.unary_unary(f"/{SERVICE}/{METHOD}")(to_bytes(task), timeout=timeout_s)
             except grpc.RpcError as error:
-                raise FederationError(_reason(path, error.code(), timeout_s)) from error
+                raise _error(path, error.code(), timeout_s) from error
         return from_bytes(answer)
 
     return handle
@@ -128,13 +128,13 @@ def _method(handle: Handler, site: SiteId) -> grpc.GenericRpcHandler:
     )
 
 
-def _reason(path: Path, code: grpc.StatusCode, timeout_s: float | None) -> str:
+def _error(path: Path, code: grpc.StatusCode, timeout_s: float | None) -> FederationError:
     """Why a call failed, by its code alone: gRPC's own text may quote what the worker raised."""
     if code is grpc.StatusCode.UNAVAILABLE:
-        return f"the worker at {path} is not running, or ended before it answered"
+        return WorkerAwayError(path, "is not running, or ended before it answered")
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
-        return f"the worker at {path} did not answer within {timeout_s} s"
-    return f"the worker at {path} failed ({code.name}); see the site's log"
+        return WorkerAwayError(path, f"did not answer within {timeout_s} s")
+    return FederationError(f"the worker at {path} failed ({code.name}); see the site's log")
 
 
 def _address(path: Path) -> str:

@@ -210,6 +210,13 @@ class LedgerRolledBackError(FederationError):
         self.expected = expected
 
 
+class WorkerAwayError(FederationError):
+    """A site's worker is not there, as while it starts again; what it was asked may be asked again."""
+
+    def __init__(self, path: Path | str, how: str) -> None:
+        super().__init__(f"the worker at {path} {one_line(how)}")
+
+
 class SettingsError(FederationError, ValueError):
     """A setting or a plan's field is missing, unknown, of the wrong type or out of its range.
 

@@ -27,7 +27,9 @@ MAX_PARTS = 3 * len(TRACKS)
 DIGEST_SIZE = 32
 BUNDLE = 16
 
-RefusalCause = Literal["failed", "budget", "ledger"]
+RefusalCause = Literal["failed", "away", "budget", "ledger"]
+# No retry changes these.
+BUDGET_CAUSES: frozenset[RefusalCause] = frozenset({"budget", "ledger"})
 
 _NAMES: dict[type[Any], tuple[str, ...]] = {}
 _TRACK = re.compile(r"[a-z][a-z0-9_]{0,39}")

@@ -164,8 +164,9 @@ class Refusal:
         run_id: The run.
         site_id: Whose answer it is.
         reason: One printable line without a patient's data.
-        cause: ``failed``; ``budget``: the privacy budget does not allow it, which no retry will change;
-            ``ledger``: the site's ledger is damaged or older than it was.
+        cause: ``failed``; ``away``: nobody is there to do it now, as while a worker starts again, which is
+            no word of the site's that it will not; ``budget``: the privacy budget does not allow it, which
+            no retry will change; ``ledger``: the site's ledger is damaged or older than it was.
     """
 
     kind: ClassVar[int] = 6

@@ -20,6 +20,7 @@ import numpy as np
 from common.adapter import Adapter, Block
 from common.errors import BudgetRefusedError, TooFewSurvivorsError, UnapprovedSiteError, WrongSecretError
 from common.ids import RoundId, RunId, SiteId
+from common.message_fields import BUDGET_CAUSES
 from common.messages import EvaluateTask, PrepareTask, Ready, Refusal, SumTask, TrainTask
 from common.metrics import WORD_COUNT, MetricCounts
 from common.pki import Identity
@@ -231,9 +232,9 @@ def prepare(state: TrackState, link: SiteLink) -> TrackState:
     spent: dict[str, str] = {}
     for site in sites:
         reply = replies.get(site)
-        if isinstance(reply, Refusal):
+        if isinstance(reply, Refusal) and reply.cause != "away":
             declined[site] = reply.reason
-            spent |= {site: reply.reason} if reply.cause != "failed" else {}
+            spent |= {site: reply.reason} if reply.cause in BUDGET_CAUSES else {}
         elif reply != Ready(run_id=state.run_id, track=state.track, site_id=site):
             logger.warning("%s: %s: no word that it is ready; rounds will ask", state.track, site)
     for site, reason in declined.items():

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from common.errors import BadMessageError, BudgetRefusedError, FederationError, TooFewSurvivorsError
 from common.fixedpoint import Words
 from common.ids import SiteId
+from common.message_fields import BUDGET_CAUSES
 from common.messages import Bundle, Message, Refusal, SumTask, bundle
 from common.plan import RunPlan
 from common.wire import Flattened, size_of
@@ -147,7 +148,7 @@ def sum_up(
                 del dropouts[site]
             elif site in dropouts:
                 dropouts[site] = reason
-            if isinstance(reply["work"], Refusal) and reply["work"].cause != "failed":
+            if isinstance(reply["work"], Refusal) and reply["work"].cause in BUDGET_CAUSES:
                 spent[site] = reply["work"].reason
         if coming and "keys" in reply:
             attempt(coming.add_keys, site, reply["keys"])

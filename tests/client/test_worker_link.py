@@ -13,6 +13,7 @@ import grpc
 import numpy as np
 import pytest
 
+from client.refusals import reply_or_refusal
 from client.worker_link import LONGEST_SOCKET, Handler, attach, attached, detach, remote, serve
 from common.adapter import Adapter, AdapterMode, AdapterSpec, ModuleShape, tensor_key
 from common.errors import BadMessageError, FederationError, SettingsError
@@ -270,3 +271,9 @@ def test_concurrent_tasks_are_done_one_after_another(served: Serve) -> None:
     with ThreadPoolExecutor(4) as pool:
         assert list(pool.map(lambda _: ask(path), range(4))) == [READY] * 4
     assert overlaps == []
+
+
+def test_a_worker_that_is_away_says_no_no(tmp_path: Path) -> None:
+    answer = reply_or_refusal(lambda: remote(tmp_path / "nobody.sock", timeout_s=1.0)(PREPARE), RUN, SITES[0])
+    assert isinstance(answer, Refusal)
+    assert answer.cause == "away"

@@ -634,3 +634,12 @@ def test_the_package_says_what_the_coordinator_can_see() -> None:
     assert "secagg-v1" in str(server.__doc__)
     assert "only\nthe sum of the sites' updates" in str(server.__doc__)
     assert "No noise protects single patients yet" in str(server.__doc__)
+
+
+def test_a_site_whose_worker_is_away_has_not_declined() -> None:
+    state, away = tiny_state(), SITES[0]
+    handlers: dict[SiteId, Handler] = dict(fake_sites(state.plan))
+    handlers[away] = lambda task: refusal(task.run_id, away, "the worker is not running", "away")
+    assert prepare(state, MemoryLink(handlers)).declined == {}
+    handlers[away] = lambda task: refusal(task.run_id, away, "no patients for this track")
+    assert prepare(state, MemoryLink(handlers)).declined == {away: "no patients for this track"}
