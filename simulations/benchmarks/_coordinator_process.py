@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
 from common.adapter import Adapter, AdapterMode, AdapterSpec, ModuleShape, initial_adapter
 from common.ids import RunId, SiteId
@@ -41,8 +41,8 @@ class PipeLink:
     """A ``SiteLink`` to sites of the parent process, one after another."""
 
     plan: RunPlan
-    tasks_out: BinaryIO
-    answers_in: BinaryIO
+    tasks_out: IO[bytes]
+    answers_in: IO[bytes]
 
     def sites(self) -> tuple[SiteId, ...]:
         """All of them."""
@@ -56,14 +56,14 @@ class PipeLink:
             yield site, from_bytes(answer)
 
 
-def write_frame(stream: BinaryIO, number: int, content: bytes) -> None:
+def write_frame(stream: IO[bytes], number: int, content: bytes) -> None:
     """Send one frame."""
     stream.write(FRAME.pack(number, len(content)))
     stream.write(content)
     stream.flush()
 
 
-def read_frame(stream: BinaryIO) -> tuple[int, bytes]:
+def read_frame(stream: IO[bytes]) -> tuple[int, bytes]:
     """The next frame; EOFError if the other end is gone."""
     head = stream.read(FRAME.size)
     if len(head) < FRAME.size:
