@@ -17,6 +17,7 @@ out of the ledgers, and ends with the adapter of an undisturbed run where the pl
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -36,6 +37,7 @@ from server.stored_state import load_state, save_state, write_text_durably
 JOURNAL_SCHEMA = 1
 RUN_KIND, NEWEST_KIND, BEGUN_KIND = "consilium run", "consilium newest state", "consilium begun sum"
 KEPT_STATES = 2
+LOCK_TRIES, LOCK_PAUSE_S = 8, 0.05
 
 T = TypeVar("T")
 Status = Literal["running", "finished", "failed", "stopped"]
@@ -183,6 +185,11 @@ class Journal:
                 raise BadFileError(path, f"expected the run {run_id}, got {record.run_id}")
             if record.plan_digest != plan.digest():
                 raise DigestMismatchError(f"plan of {run_id}", plan.digest(), record.plan_digest)
+            # What a crash left half-written; nothing reads it.
+            for path in (
+                half for depth in ("", "*/", "*/journal/") for half in folder.glob(f"{depth}.*.tmp")
+            ):
+                path.unlink()
             journal = cls(folder, record, lock)
             journal._write_record(replace(record, status="running", reason="", ended=""))
         except BaseException:
@@ -347,10 +354,13 @@ def _read(schema: type[T], path: Path, kind: str) -> T:
 
 
 def _held(folder: Path) -> IO[bytes]:
-    lock = lock_file(folder / "run.lock")
-    if lock is None:
-        raise RunHeldError(folder)
-    return lock
+    """The run's lock; RunHeldError. Whoever reads the progress has it for an instant."""
+    for _ in range(LOCK_TRIES):
+        lock = lock_file(folder / "run.lock")
+        if lock is not None:
+            return lock
+        time.sleep(LOCK_PAUSE_S)
+    raise RunHeldError(folder)
 
 
 def _state_file(folder: Path, number: int) -> Path:

@@ -150,7 +150,7 @@ class Rendezvous:
             standings = {lane.standing for lane in self._lanes}
             return (
                 self._stopped
-                or standings == {Standing.ENDED}
+                or standings <= {Standing.ENDED}
                 or (Standing.WORKING not in standings and Standing.ASKING in standings)
             )
 

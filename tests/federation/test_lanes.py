@@ -277,3 +277,7 @@ def test_states_and_sums_are_handed_over_for_one_track_at_a_time(tmp_path: Path)
     )
     assert set(most) == {1}
     assert len(most) == 2 * (1 + 2 + 1 + 3)
+
+
+def test_no_tracks_end_at_once() -> None:
+    assert run_tracks([], MemoryLink({}), on_state=ignore) == {}

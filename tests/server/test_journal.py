@@ -99,6 +99,16 @@ def test_a_run_is_held_by_one_process_alone(tmp_path: Path) -> None:
     assert not read_progress(tmp_path).held
 
 
+def test_what_a_crash_left_half_written_is_removed(tmp_path: Path) -> None:
+    closed_rounds(tmp_path)
+    halves = [folder / ".x.tmp" for folder in (tmp_path, tmp_path / TRACK, journal_of(tmp_path))]
+    for half in halves:
+        half.write_text("half")
+    with opened(tmp_path) as journal:
+        assert journal.resume(START).round_id == 1
+    assert not any(half.exists() for half in halves)
+
+
 def test_a_run_that_asked_sites_is_not_begun_again_in_its_folder(tmp_path: Path) -> None:
     closed_rounds(tmp_path)
     for run in (RUN, OTHER_RUN):
