@@ -97,6 +97,7 @@ def make_history() -> tuple[RoundReport, ...]:
             bytes_up=1_200_000,
             bytes_down=1_200_000,
             seconds=50.0,
+            waiting_s=40.0,
             mean_delta_norm=3 / i,
         )
         for i in range(1, 5)
