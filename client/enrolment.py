@@ -28,6 +28,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from client.approval import make_identity, own_identity
 from client.home import ConsortiumHome
+from client.hospital_proxy import HospitalProxy
 from common.atomic import write_atomically
 from common.canonical import plain
 from common.certificates import (
@@ -354,6 +355,9 @@ class _Call:
 
 @contextmanager
 def _calls(home: ConsortiumHome, address: str, https_proxy: str | None) -> Iterator[_Call]:
+    if https_proxy is not None:
+        # Refused here, where its password is in no message.
+        HospitalProxy(https_proxy)
     credentials = grpc.ssl_channel_credentials(home.authority_certificate.read_bytes())
     # Without a proxy of the settings gRPC would take one from the environment.
     way = ("grpc.http_proxy", https_proxy) if https_proxy else ("grpc.enable_http_proxy", 0)

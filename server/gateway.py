@@ -170,7 +170,8 @@ async def _watch(
     seen = home.server_certificate.stat().st_mtime_ns
     while not stop.is_set():
         try:
-            await asyncio.wait_for(stop.wait(), CHECK_S)
+            async with asyncio.timeout(CHECK_S):
+                await stop.wait()
         except TimeoutError:
             seen = _in_date(home, settings, context, seen)
     server.should_exit = True
