@@ -11,7 +11,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from client.data_commands import CHECK_DATA, ReadFolder, add_check_data, check_data_folder, run_check_data
+from client.data_commands import ReadFolder, data_commands
 from client.init_command import INIT_COMMAND
 from client.key_commands import KEY_COMMANDS
 from client.ledger_commands import DESCRIPTION as LEDGER
@@ -68,14 +68,7 @@ def _commands(load: LoadStudent | None, read: ReadFolder | None) -> tuple[Comman
 
 def _on_patients(load: LoadStudent | None, read: ReadFolder | None) -> tuple[Command, ...]:
     return (
-        Command(
-            name="check-data",
-            brief="say what of a data folder can be used",
-            description=CHECK_DATA,
-            add=add_check_data,
-            check=check_data_folder,
-            run=lambda arguments: _refused(run_check_data(arguments, read)),
-        ),
+        *data_commands(read),
         Command(
             name="ledger",
             brief="what was taken from this site's patients",

@@ -1,110 +1,313 @@
-"""`consilium-site check-data`: what the program accepts of a data folder, and why not the rest."""
+"""`consilium-site check-data | import | withdraw`: patients who come in, and patients who go."""
+
+from __future__ import annotations
 
 import argparse
-import json
-from collections import Counter
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
+from client.home import SiteHome
+from client.keys import Keyring
+from client.patients.data_check import DataCheck, check_source, counts
+from client.patients.importers.batches import add_batch
+from client.patients.importers.gather import Found, gather
+from client.patients.importers.sources import (
+    RAW_KINDS,
+    Source,
+    is_empty,
+    kind_of,
+    patient_groups,
+    read_source,
+)
+from client.patients.records import SMALLEST_KEY, PatientSet, Problem, is_line
+from client.patients.withdrawals import add_withdrawn, to_pseudonym, withdrawn_pseudonyms
+from client.settings import SiteSettings, read_settings
+from client.terminal import OK, REFUSED, Command, add_home, add_json, say, say_json, say_table
+from common.errors import FederationError, ImportRefusedError
+from common.plan_package import read_package
 
-from client.patients.records import SMALLEST_KEY, PatientRecord, PatientSet
+CHECK_SCHEMA = 2
+WITHDRAWN_SCHEMA = 1
+STANDARD_INPUT = "-"
 
-CHECK_SCHEMA = 1
+_SOURCES = """\
+A folder is one of these, found from what lies in it or named with --as:
+  folder        patients.jsonl with photos/, notes/ and slides/ beside it
+  tiles         manifest.csv with the tiles or their zips beside it
+  phenopackets  GA4GH phenopackets, one *.json a patient
+  fhir          a FHIR bulk export (R4, R4B): Patient.ndjson, Condition.ndjson and so on, or *.ndjson.gz
+Phenopackets, tiles and an export without Consent resources do not say what patients agreed to: --consent
+says it for all of them."""
+CHECK_DATA = f"""\
+Read a folder of patients as training would, and list what is accepted and what is refused, with file, line
+and reason. With --plan, patients for whom the plan has no use are listed too. A warning says that identifiers
+seem to be left in a note. Nothing is changed, and no content of the folder is printed.
 
-CHECK_DATA = """\
-Read a folder of patients (patients.jsonl with photos/, notes/ and slides/ beside it), or of tiles with a
-manifest (manifest.csv with the tiles or their zips beside it), as training would, and list what is
-accepted and what is refused, with file, line and reason. Nothing is changed, and no content of the folder
-is printed."""
+{_SOURCES} A folder that `import` wrote is read as well."""
+_IMPORT = f"""\
+Read a folder of patients and write those who can be used into this site's data folder, in Consilium's own
+format, under pseudonyms: no id, name, date or file name of the hospital's goes with them. The source is not
+changed. Each import is one numbered batch (DATA/batch-0001), written whole or not at all; a later import adds
+the next one, with the patients who are not there yet. To replace patients, remove the batch that they are in
+and import again. Patients who withdrew (`withdraw`) are not imported.
+
+{_SOURCES}"""
+_WITHDRAW = f"""\
+Leave patients out of every later round, because they took their consent back. PATIENT is an id as in the
+source, or a pseudonym; {STANDARD_INPUT} reads them from standard input, one a line, which keeps them out of
+the list of processes. It may be run again with the same ids. What a student has learned from them already
+cannot be taken back. --list says how many withdrew."""
 
 ReadFolder = Callable[[Path], PatientSet]
 
 
-def add_check_data(parser: argparse.ArgumentParser) -> None:
-    """The command's arguments."""
-    parser.add_argument(
-        "folder", type=Path, metavar="FOLDER", help="the folder that holds patients.jsonl, or manifest.csv"
+def data_commands(read: ReadFolder | None = None) -> tuple[Command, ...]:
+    """The commands; ``read`` stands in for the importers."""
+    return (
+        Command(
+            name="check-data",
+            brief="say what of a data folder can be used",
+            description=CHECK_DATA,
+            add=_add_check_data,
+            check=_check_folder,
+            run=lambda arguments: _check_data(arguments, read),
+        ),
+        Command(
+            name="import",
+            brief="bring patients into the data folder, under pseudonyms",
+            description=_IMPORT,
+            add=_add_import,
+            check=_check_folder,
+            run=_import,
+        ),
+        Command(
+            name="withdraw",
+            brief="leave patients out who took the consent back",
+            description=_WITHDRAW,
+            add=_add_withdraw,
+            check=_check_withdraw,
+            run=_withdraw,
+        ),
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
 
 
-def check_data_folder(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
-    """Refuse a folder that is not there."""
-    if not arguments.folder.is_dir():
-        parser.error(f"no folder {arguments.folder}")
-
-
-def run_check_data(arguments: argparse.Namespace, read: ReadFolder | None = None) -> int:
-    """Read, print, and return how many things were refused.
+def import_patients(
+    source: Source, home: SiteHome, settings: SiteSettings, key: bytes
+) -> tuple[Path, PatientSet]:
+    """Write a source's patients as the next batch of the site's data; its folder, and what became of whom.
 
     Raises:
-        OSError, ValueError, FederationError: The folder cannot be used.
+        ImportRefusedError: It was imported before, or nothing of it is new.
+        BadFileError: The list of withdrawn patients, an image or an older batch cannot be read.
     """
-    patients = (read or _read_folder)(arguments.folder)
-    if arguments.json:
-        print(json.dumps(_report(patients), ensure_ascii=False))  # noqa: T201
+    if source.kind == "imported":
+        raise ImportRefusedError(settings.data, "the source was written by an import itself")
+    held = "imported" if is_empty(settings.data) else kind_of(settings.data)
+    if held != "imported":
+        raise ImportRefusedError(
+            settings.data, f"it holds patients of its own ({held}), which are used as they are"
+        )
+    withdrawn = withdrawn_pseudonyms(home.withdrawn_file(settings.cohort), key)
+    return add_batch(settings.data, _without(source.patients, withdrawn), kind=source.kind, key=key)
+
+
+def withdraw_patients(
+    patients: Iterable[str], home: SiteHome, settings: SiteSettings, key: bytes
+) -> tuple[int, int]:
+    """Add patients, by id or pseudonym, to those who withdrew; how many were not yet, and how many are known.
+
+    Known are those who are in the data folder; none where that cannot be read. The others are added too.
+
+    Raises:
+        ValueError: An id that can be none.
+        BadFileError: The list cannot be read.
+    """
+    pseudonyms = [to_pseudonym(key, patient) for patient in patients]
+    path = home.withdrawn_file(settings.cohort)
+    # First, whatever may be wrong with the data.
+    new = add_withdrawn(path, pseudonyms, key)
+    groups = _groups(settings.data, key)
+    known = {one for one in pseudonyms if one in groups or one in groups.values()}
+    # A patient of several images is the group of each of them.
+    add_withdrawn(path, [one for one, group in groups.items() if group in known], key)
+    return new, len(known)
+
+
+def _add_check_data(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="the folder of patients")
+    parser.add_argument(
+        "--plan", type=Path, metavar="PACKAGE", help="also check against a plan package of the coordinator"
+    )
+    _add_source(parser)
+    add_json(parser)
+
+
+def _add_import(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", type=Path, metavar="SOURCE", help="the folder of patients")
+    add_home(parser, consortium=False)
+    _add_source(parser)
+    add_json(parser)
+
+
+def _add_source(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--as", dest="kind", choices=RAW_KINDS, help="what the folder is, where it is unclear"
+    )
+    parser.add_argument(
+        "--consent",
+        action="append",
+        default=[],
+        metavar="PURPOSE",
+        help="what all patients of the folder agreed to, such as research; may be given several times",
+    )
+
+
+def _add_withdraw(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("patients", nargs="*", metavar="PATIENT", help="id or pseudonym")
+    add_home(parser, consortium=False)
+    parser.add_argument("--list", action="store_true", help="say how many withdrew, and change nothing")
+    add_json(parser)
+
+
+def _check_folder(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+    if not arguments.folder.is_dir():
+        parser.error(f"no folder {arguments.folder}")
+    if not all(is_line(purpose) for purpose in arguments.consent):
+        parser.error("expected a purpose after --consent, as one line of text")
+
+
+def _check_withdraw(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+    if bool(arguments.patients) == arguments.list:
+        parser.error("expected patients, or --list without any")
+
+
+def _check_data(arguments: argparse.Namespace, read: ReadFolder | None) -> int:
+    package = None if arguments.plan is None else read_package(arguments.plan)
+    if read is not None:
+        source = Source(kind=arguments.kind or "folder", patients=read(arguments.folder))
     else:
-        _print_tables(arguments.folder, patients)
-    return len(patients.problems)
+        # Any key will do for pseudonyms that nobody sees.
+        key = None if _is_imported(arguments) else bytes(SMALLEST_KEY)
+        answers = None if package is None else package.answers
+        source = _source(arguments, key, answers)
+    check = check_source(source, None if package is None else package.plan)
+    if arguments.json:
+        say_json(CHECK_SCHEMA, _report(check))
+    else:
+        _say_check(arguments.folder, check)
+    return REFUSED if check.refused else OK
 
 
-def _report(patients: PatientSet) -> dict[str, object]:
+def _is_imported(arguments: argparse.Namespace) -> bool:
+    return arguments.kind is None and kind_of(arguments.folder) == "imported"
+
+
+def _source(arguments: argparse.Namespace, key: bytes | None, answers: Any = None) -> Source:
+    consent = frozenset(arguments.consent)
+    return read_source(arguments.folder, key=key, answers=answers, kind=arguments.kind, consent=consent)
+
+
+def _import(arguments: argparse.Namespace) -> int:
+    home = SiteHome(arguments.home)
+    settings = read_settings(home.settings_file)
+    if arguments.folder.resolve() == settings.data.resolve():
+        raise ImportRefusedError(
+            settings.data, "it is the source, too; a folder of patients is used as it is"
+        )
+    with Keyring.open(home, settings) as keyring:
+        source = _source(arguments, keyring.pseudonym_key)
+        place, fresh = import_patients(source, home, settings, keyring.pseudonym_key)
+    check = check_source(replace(source, patients=fresh))
+    if arguments.json:
+        say_json(CHECK_SCHEMA, {**_report(check), "batch": str(place)})
+    else:
+        _say_check(arguments.folder, check)
+        say("imported", f"{len(fresh.records)} patients into {place}")
+    return REFUSED if check.refused else OK
+
+
+def _without(patients: PatientSet, withdrawn: frozenset[str]) -> PatientSet:
+    """The patients who did not withdraw here; a problem for each of the others."""
+    met: list[Found | Problem] = list(patients.problems)
+    for record, place in zip(patients.records, patients.places, strict=True):
+        if withdrawn & {record.patient_id, record.group}:
+            met.append(place.problem("withdrawn: the consent was taken back at this site"))
+        else:
+            met.append(Found(record=record, file=place.file, line=place.line))
+    return gather(met)
+
+
+def _withdraw(arguments: argparse.Namespace) -> int:
+    home = SiteHome(arguments.home)
+    settings = read_settings(home.settings_file)
+    with Keyring.open(home, settings) as keyring:
+        if arguments.list:
+            return _list_withdrawn(arguments, home, settings, keyring.pseudonym_key)
+        patients = _named(arguments.patients)
+        new, known = withdraw_patients(patients, home, settings, keyring.pseudonym_key)
+    unknown = len(set(patients)) - known
+    if arguments.json:
+        content = {"cohort": settings.cohort, "new": new, "known": known, "unknown": unknown}
+        say_json(WITHDRAWN_SCHEMA, content)
+    else:
+        say("withdrawn", f"{new} patients more; {known} of those named are in {settings.data}")
+        if unknown:
+            say("unknown", f"{unknown} of those named: listed all the same, but check what was typed")
+    return REFUSED if unknown else OK
+
+
+def _list_withdrawn(arguments: argparse.Namespace, home: SiteHome, settings: SiteSettings, key: bytes) -> int:
+    withdrawn = withdrawn_pseudonyms(home.withdrawn_file(settings.cohort), key)
+    known = len(withdrawn & _groups(settings.data, key).keys())
+    if arguments.json:
+        content = {"cohort": settings.cohort, "withdrawn": len(withdrawn), "known": known}
+        say_json(WITHDRAWN_SCHEMA, content)
+    else:
+        say("withdrawn", f"{len(withdrawn)} patients of {settings.cohort}; {known} are in {settings.data}")
+    return OK
+
+
+def _groups(data: Path, key: bytes) -> Mapping[str, str | None]:
+    """The patients who are in the data folder; none where it holds none that can be read."""
+    try:
+        return patient_groups(data, key)
+    except (OSError, FederationError) as error:
+        print(f"consilium-site: nobody is known: {error}", file=sys.stderr)  # noqa: T201
+        return {}
+
+
+def _named(patients: Sequence[str]) -> list[str]:
+    if list(patients) == [STANDARD_INPUT]:
+        patients = [line.strip() for line in sys.stdin]
+    return [patient for patient in patients if patient]
+
+
+def _report(check: DataCheck) -> dict[str, Any]:
     return {
-        "schema": CHECK_SCHEMA,
-        "accepted": dict(_accepted(patients.records)),
-        "refused": [
-            {"file": problem.file, "line": problem.line, "reason": problem.reason}
-            for problem in patients.problems
-        ],
+        "source": check.kind,
+        "accepted": dict(counts(check.accepted)),
+        "refused": [_problem_row(problem) for problem in check.refused],
+        "warnings": [_problem_row(problem) for problem in check.warnings],
+        "unread": dict(check.unread),
     }
 
 
-def _accepted(records: Sequence[PatientRecord]) -> list[tuple[str, int]]:
-    """Return what the accepted patients bring, as (what, number of patients)."""
-    labeled = Counter(track for record in records for track in record.label)
-    return [
-        ("patients", len(records)),
-        ("with a note", sum(record.note is not None for record in records)),
-        ("with a photo", sum(record.photo is not None for record in records)),
-        ("with slides", sum(bool(record.slides) for record in records)),
-        ("tiles of slides", sum(len(record.slides) for record in records)),
-        ("withdrawn", sum(record.withdrawn for record in records)),
-        *((f"with an answer for {track}", labeled[track]) for track in sorted(labeled)),
-    ]
+def _problem_row(problem: Problem) -> dict[str, Any]:
+    return {"file": problem.file, "line": problem.line, "reason": problem.reason}
 
 
-def _print_tables(folder: Path, patients: PatientSet) -> None:
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=10_000)  # in a pipe a reason is never broken into lines
-    accepted = Table("accepted", "patients", box=None)
-    accepted.columns[1].justify = "right"
-    for what, number in _accepted(patients.records):
-        accepted.add_row(what, str(number))
-    console.print(
-        Text(f"{folder}: {len(patients.records)} patients accepted, {len(patients.problems)} refusals")
+def _say_check(folder: Path, check: DataCheck) -> None:
+    title = (
+        f"{folder}, {check.kind}: {len(check.accepted)} patients accepted, {len(check.refused)} refusals, "
+        f"{len(check.warnings)} warnings"
     )
-    console.print(accepted)
-    if not patients.problems:
-        return
-    # Text, because a reason may hold brackets that would be read as markup.
-    refused = Table("refused: file", "line", "reason", box=None)
-    for problem in patients.problems:
-        line = "" if problem.line is None else str(problem.line)
-        refused.add_row(Text(problem.file), line, Text(problem.reason))
-    console.print(refused)
-
-
-def _read_folder(folder: Path) -> PatientSet:
-    from client.patients.importers.folder import PATIENTS_FILE, read_folder
-    from client.patients.importers.tiles import MANIFESTS, read_tiles
-
-    tiles = any((folder / name).is_file() for name in MANIFESTS)
-    if tiles and not (folder / PATIENTS_FILE).exists():
-        # Any key will do for pseudonyms that nobody sees.
-        return read_tiles(folder, key=bytes(SMALLEST_KEY))
-    # Without a key for pseudonyms: nothing that is printed names a patient.
-    return read_folder(folder, key=None)
+    say_table(title, ("accepted", "patients"), counts(check.accepted))
+    for heading, problems in (("refused", check.refused), ("warning", check.warnings)):
+        if problems:
+            rows = [(one.file, "" if one.line is None else one.line, one.reason) for one in problems]
+            say_table("", (f"{heading}: file", "line", "reason"), rows)
+    if check.unread:
+        say_table("", ("not read", "number"), check.unread.items())

@@ -122,6 +122,22 @@ def read_batches(
     return gather(_read_all(batches_of(folder), key, answers, today))
 
 
+def batch_ids(folder: Path, key: bytes) -> Mapping[str, tuple[str, str | None]]:
+    """The batch and the group of each pseudonym that was imported; no image is opened for it.
+
+    Raises:
+        BadFileError: A batch is not one, or its pseudonyms are of another key.
+    """
+    known: dict[str, tuple[str, str | None]] = {}
+    for batch in batches_of(folder):
+        _checked_marker(batch, key)
+        with (batch / PATIENTS_FILE).open("rb") as file:
+            # A damaged line is for whoever reads the batch to report.
+            rows = (line[1] for line in read_lines(file, PATIENTS_FILE) if not isinstance(line, Problem))
+            known.update((str(row.get("patient_id")), (batch.name, row.get("group"))) for row in rows)
+    return known
+
+
 def add_batch(
     folder: Path, patients: PatientSet, *, kind: str, key: bytes, today: date | None = None
 ) -> tuple[Path, PatientSet]:
@@ -135,7 +151,8 @@ def add_batch(
     """
     _require_imports_only(folder)
     before = batches_of(folder)
-    fresh = _without_known(patients, _known_ids(before, key))
+    known = {one: batch for one, (batch, _) in batch_ids(folder, key).items()}
+    fresh = _without_known(patients, known)
     if not fresh.records:
         raise ImportRefusedError(folder, "no patient of the source can be used, or all are here already")
     place = folder / f"batch-{_next_number(folder, before):04d}"
@@ -199,18 +216,6 @@ def _checked_marker(batch: Path, key: bytes | None) -> Marker:
     if key is not None and marker.key != key_mark(key):
         raise BadFileError(batch, "was imported with another key for pseudonyms than this site's")
     return marker
-
-
-def _known_ids(batches: Iterable[Path], key: bytes) -> Mapping[str, str]:
-    """The batch of each pseudonym that was imported before."""
-    known: dict[str, str] = {}
-    for batch in batches:
-        _checked_marker(batch, key)
-        with (batch / PATIENTS_FILE).open("rb") as file:
-            # A damaged line is for whoever reads the batch to report.
-            rows = (line[1] for line in read_lines(file, PATIENTS_FILE) if not isinstance(line, Problem))
-            known.update((str(row.get("patient_id")), batch.name) for row in rows)
-    return known
 
 
 def _without_known(patients: PatientSet, known: Mapping[str, str]) -> PatientSet:

@@ -23,7 +23,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
 
-from client.patients.importers.batches import batches_of, read_batches
+from client.patients.importers.batches import batch_ids, batches_of, read_batches
 from client.patients.importers.folder import PATIENTS_FILE, read_folder
 from client.patients.records import PatientSet
 from common.errors import BadFileError, UnclearSourceError
@@ -106,6 +106,19 @@ def read_source(
     found = kind or kind_of(folder)
     reading = _Reading(key=key, answers=answers or {}, consent=consent, today=today or date.today())
     return _READERS[found](folder, reading)
+
+
+def patient_groups(folder: Path, key: bytes) -> Mapping[str, str | None]:
+    """The group of each patient of a folder, by pseudonym. Errors are those of `read_source`."""
+    if kind_of(folder) == "imported":
+        return {one: group for one, (_, group) in batch_ids(folder, key).items()}
+    return {one.patient_id: one.group for one in read_patients(folder, key=key).records}
+
+
+def is_empty(folder: Path) -> bool:
+    """Whether a data folder holds nothing yet that an importer would read, or is not there."""
+    is_kind = any(sign(folder) for sign in _SIGNS.values())
+    return not folder.is_dir() or not (is_kind or any(folder.rglob("*.json")))
 
 
 def kind_of(folder: Path) -> Kind:
