@@ -13,22 +13,24 @@ from common.errors import (
     BudgetSpentError,
     DigestMismatchError,
     FederationError,
+    ImportRefusedError,
+    KeysInUseError,
     LedgerBrokenError,
     LedgerMissingError,
     LedgerRolledBackError,
+    RotationUnfinishedError,
     RunExistsError,
     RunHeldError,
     SettingsError,
     SiteRefusedError,
     StaleSumError,
+    TamperedStoreError,
     TooFewSurvivorsError,
     TranscriptMismatchError,
     UnapprovedSiteError,
-    UnsupportedSchemaError,
-    KeysInUseError,
-    RotationUnfinishedError,
-    TamperedStoreError,
+    UnclearSourceError,
     UnsafeKeyError,
+    UnsupportedSchemaError,
     WrongKeyError,
     WrongSecretError,
 )
@@ -76,7 +78,10 @@ EXAMPLES = [
         "a/ledger.db: expected head ab, found 3 entries; restore the newest copy, "
         "or tell the coordinator and begin a new cohort",
     ),
-    (UnsafeKeyError("a/master.key", "expected mode 600, got 644"), "a/master.key: expected mode 600, got 644"),
+    (
+        UnsafeKeyError("a/master.key", "expected mode 600, got 644"),
+        "a/master.key: expected mode 600, got 644",
+    ),
     (WrongKeyError("a/keyring.json", "ab", "cd"), "a/keyring.json: expected the master key cd, got ab"),
     (
         TamperedStoreError("a/pairs.json"),
@@ -95,6 +100,19 @@ EXAMPLES = [
     (
         RunHeldError("runs/one"),
         "runs/one: another process works on this run; wait for its end, or stop it first",
+    ),
+    (
+        UnclearSourceError("data", (), ("patients.jsonl", "manifest.csv")),
+        "data: expected one of patients.jsonl, manifest.csv, found none of them",
+    ),
+    (
+        UnclearSourceError("data", ("folder", "tiles"), ("patients.jsonl", "manifest.csv")),
+        "data: expected one of patients.jsonl, manifest.csv, found both folder and tiles, "
+        "say with --as which is meant",
+    ),
+    (
+        ImportRefusedError("data", "no patient is new"),
+        "data: nothing was imported: no patient is new",
     ),
     (SettingsError("rounds", 0, "a whole number >= 1"), "rounds: expected a whole number >= 1, got 0"),
 ]
