@@ -11,6 +11,7 @@ import logging
 import os
 import socket
 import stat
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -37,6 +38,8 @@ PRIVATE_FOLDER = 0o700
 PRIVATE_SOCKET = 0o600
 OTHERS = 0o077
 PROBE_S = 1.0
+# A task at work, some that wait for it (Flower sends one at a time), and what is asked beside them.
+THREADS = 4
 
 # An adapter may be larger than gRPC's usual 4 MB; -1 is no limit.
 _UNLIMITED = (("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1))
@@ -63,8 +66,12 @@ def attached(site_id: SiteId) -> Handler:
     return _HANDLERS[site_id]
 
 
-def serve(handle: Handler, path: Path, *, site: SiteId) -> grpc.Server:
+def serve(
+    handle: Handler, path: Path, *, site: SiteId, beside: Callable[[grpc.Server], object] | None = None
+) -> grpc.Server:
     """Let ``handle`` answer the site's tasks at the socket ``path``, one after another; the running server.
+
+    ``beside`` may add services of its own, such as health, which are answered while a task is worked on.
 
     Guarantee: only its owner can enter the socket's folder, which is made where it is missing. What
     ``handle`` raises comes back as a ``Refusal``, see ``reply_or_refusal``.
@@ -75,11 +82,12 @@ def serve(handle: Handler, path: Path, *, site: SiteId) -> grpc.Server:
     """
     _require_short(path)
     server = grpc.server(
-        # A worker holds one student and one teacher: a second task waits for the first.
-        ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"worker-{site}"),
-        handlers=[_method(handle, site)],
+        ThreadPoolExecutor(max_workers=THREADS, thread_name_prefix=f"worker-{site}"),
+        handlers=[_method(_one_by_one(handle), site)],
         options=_UNLIMITED,
     )
+    if beside is not None:
+        beside(server)
     try:
         _make_private(path.parent)
         _clear(path)
@@ -111,6 +119,17 @@ def remote(path: Path, *, timeout_s: float | None = None) -> Handler:
         return from_bytes(answer)
 
     return handle
+
+
+def _one_by_one(handle: Handler) -> Handler:
+    """A worker holds one student and one teacher: a second task waits for the first."""
+    alone = threading.Lock()
+
+    def answer(task: Message) -> Message:
+        with alone:
+            return handle(task)
+
+    return answer
 
 
 def _method(handle: Handler, site: SiteId) -> grpc.GenericRpcHandler:
