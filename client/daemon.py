@@ -25,10 +25,17 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.parser import text_string_to_metric_families
 
 from client.home import PRIVATE_FOLDER, ConsortiumHome, SiteHome
 from client.settings import SiteSettings
-from client.status import certificate_days, gateway_trouble, proxy_port, read_run_file
+from client.status import (
+    certificate_days,
+    gateway_trouble,
+    proxy_port,
+    worker_at_work,
+    worker_is_ready,
+)
 from common.atomic import write_atomically
 from common.canonical import canonical_json
 from common.daemon_lock import hold
@@ -224,7 +231,7 @@ class Daemon:
             WORKER,
             self._programs.worker,
             environment,
-            ready=self._consortium.worker_socket.is_socket,
+            ready=lambda: worker_is_ready(self._consortium),
             memory_limit_mb=self._settings.worker.memory_limit_mb,
         )
 
@@ -272,7 +279,7 @@ class SiteCollector:
         self._consortium = consortium
 
     def collect(self) -> Iterator[Any]:
-        """Days of the certificate that are left, and the round that the worker is at."""
+        """Days of the certificate, whether the gateway can be used, and what the worker counts."""
         left = certificate_days(self._consortium)
         yield GaugeMetricFamily(
             "consilium_certificate_days_left",
@@ -284,13 +291,9 @@ class SiteCollector:
             "0 while the gateway cannot be reached, or refuses this site",
             value=float(gateway_trouble(self._consortium) is None),
         )
-        work = read_run_file(self._consortium.worker_status) or {}
-        busy = GaugeMetricFamily(
-            "consilium_worker_round", "the round that the worker is at", labels=["state"]
-        )
-        round_id = work.get("round")
-        busy.add_metric([str(work.get("state", "unknown"))], round_id if isinstance(round_id, int) else 0)
-        yield busy
+        text = (worker_at_work(self._consortium) or {}).get("metrics")
+        if isinstance(text, str):
+            yield from text_string_to_metric_families(text)
 
 
 def _listens(port: int) -> bool:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
+from client.guard_app import install_executables
 from client.home import SiteHome
 from client.settings import read_settings
 from client.status import audit_line, site_status
@@ -49,6 +50,8 @@ def _start(arguments: argparse.Namespace) -> int:
     home = SiteHome(arguments.home.absolute())
     consortium, settings = home.the_consortium(arguments.consortium), read_settings(home.settings_file)
     require_ready(home, consortium, settings)
+    # Anew each time: they name the Python that they run with, which an update may have moved.
+    install_executables(consortium)
     configure()
     stop = threading.Event()
     with _until_told(stop):
@@ -116,8 +119,8 @@ def _print_status(found: dict[str, Any]) -> None:
 def _worker_line(work: dict[str, Any]) -> str:
     """What it is at, and how long the parts of its last task took."""
     about = {key: work.get(key) for key in ("plan", "run", "track", "round") if work.get(key) is not None}
-    if isinstance(about.get("plan"), str):
-        about["plan"] = about["plan"][:SHOWN_DIGITS]
+    if "plan" in about:
+        about["plan"] = str(about["plan"])[:SHOWN_DIGITS]
     seconds = work.get("seconds")
     parts = [f"{part} {value:g} s" for part, value in seconds.items()] if isinstance(seconds, dict) else []
     last = [f"last task: {', '.join(parts)}"] if parts else []

@@ -10,6 +10,7 @@ from pathlib import Path
 from client.approval import approve_site, approved_sites, own_identity, public_file
 from client.directory import identity_file, look_up, other_sites
 from client.enrolment import COORDINATOR, enrol, renew
+from client.guard_app import install_executables
 from client.home import SiteHome
 from client.settings import read_settings
 from client.terminal import (
@@ -114,6 +115,7 @@ def _enrol(arguments: argparse.Namespace) -> int:
     if not (arguments.yes or arguments.fingerprint):
         confirm("Did the coordinator read the same fingerprints to you?")
     public = enrol(consortium, settings.site, invitation, https_proxy=settings.network.https_proxy)
+    install_executables(consortium)
     say("enrolled", f"{public.site_id} in {consortium.name}")
     say("fingerprint", in_groups(public.fingerprint()))
     say("", "read it to the coordinator and to the administrators of the other sites")

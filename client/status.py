@@ -20,6 +20,7 @@ from common.certificates import days_left, read_certificate
 from common.daemon_lock import holder
 from common.errors import BadFileError, SettingsError
 from common.privacy.ledger import Ledger
+from common.processes import is_alive
 from common.supervisor import read_status
 
 LAST_REFUSALS = 5
@@ -44,7 +45,7 @@ def site_status(
         "certificate": _certificate(consortium, now),
         "sites": sorted(approved_sites(consortium.root)),
         "plans": [asdict(one) for one in all_approvals(consortium, settings).values()],
-        "worker": read_run_file(consortium.worker_status) if pid is not None else None,
+        "worker": _worker(consortium) if pid is not None else None,
         "budget": _budget(home, settings),
         "refusals": [audit_line(one) for one in _refusals(consortium)][-LAST_REFUSALS:],
     }
@@ -59,6 +60,12 @@ def _connection(consortium: ConsortiumHome) -> dict[str, Any] | None:
     """What the outbound proxy says of the way to the gateway."""
     found = read_run_file(consortium.proxy_status)
     return None if found is None else {key: found.get(key) for key in ("gateway", "state", "reason", "since")}
+
+
+def _worker(consortium: ConsortiumHome) -> dict[str, Any] | None:
+    """What the worker is at; None while none runs, whatever an earlier one left in its file."""
+    found = worker_at_work(consortium)
+    return None if found is None else {key: found[key] for key in found if key not in ("schema", "metrics")}
 
 
 def _certificate(consortium: ConsortiumHome, now: datetime) -> dict[str, Any] | None:
@@ -107,6 +114,18 @@ def proxy_port(consortium: ConsortiumHome) -> int | None:
     """The outbound proxy's port; None while it does not listen."""
     port = (read_run_file(consortium.proxy_status) or {}).get("port")
     return port if isinstance(port, int) and port > 0 else None
+
+
+def worker_at_work(consortium: ConsortiumHome) -> dict[str, Any] | None:
+    """What the worker that runs says of itself, see ``client.worker_process``; None if none runs."""
+    found = read_run_file(consortium.worker_status) or {}
+    pid = found.get("pid")
+    return found if isinstance(pid, int) and is_alive(pid) else None
+
+
+def worker_is_ready(consortium: ConsortiumHome) -> bool:
+    """Whether a worker runs that takes tasks."""
+    return (worker_at_work(consortium) or {}).get("state", "starting") not in ("starting", "stopping")
 
 
 def gateway_trouble(consortium: ConsortiumHome) -> str | None:

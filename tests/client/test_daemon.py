@@ -43,7 +43,8 @@ BOUND_S = 20.0
 WORKER_PROGRAM = """
 import json, logging, os, pathlib, socket, sys, time
 from common.logs import configure
-path, fails = map(pathlib.Path, sys.argv[1:]); path.unlink(missing_ok=True)
+path, status, fails = map(pathlib.Path, sys.argv[1:]); path.unlink(missing_ok=True)
+metrics = "# TYPE consilium_worker_tasks counter\\nconsilium_worker_tasks_total{kind=\\"TrainTask\\"} 2.0\\n"
 configure()
 if fails.exists():
     try:
@@ -51,6 +52,7 @@ if fails.exists():
     except ValueError as error:
         logging.exception("a task failed")
 listening = socket.socket(socket.AF_UNIX); listening.bind(str(path)); listening.listen()
+status.write_text(json.dumps({"state": "idle", "pid": os.getpid(), "metrics": metrics}))
 time.sleep(600)
 """
 PROXY_PROGRAM = """
@@ -95,7 +97,9 @@ def stand_ins(consortium: ConsortiumHome, port: Path) -> Programs:
         return (sys.executable, "-c", code, *map(str, arguments))
 
     return Programs(
-        worker=program(WORKER_PROGRAM, consortium.worker_socket, port.with_name("fails")),
+        worker=program(
+            WORKER_PROGRAM, consortium.worker_socket, consortium.worker_status, port.with_name("fails")
+        ),
         proxy=program(PROXY_PROGRAM, consortium.proxy_status, port),
         supernode=lambda proxy, node: program(SUPERNODE_PROGRAM, proxy, node, consortium.run / "seen.json"),
     )
@@ -180,6 +184,7 @@ def test_the_processes_run_and_say_so_and_end_with_the_daemon(
         metrics = get(consortium, "/metrics")[1]
         for name in (WORKER, PROXY, SUPERNODE):
             assert f'consilium_process_up{{process="{name}"}} 1.0' in metrics
+        assert 'consilium_worker_tasks_total{kind="TrainTask"} 2.0' in metrics
         pids = [row.pid for row in rows(consortium)]
     assert all(pid is not None and is_gone(pid) for pid in pids)
     assert is_gone(int(str(told["child"])))

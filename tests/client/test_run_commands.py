@@ -151,7 +151,8 @@ def test_a_started_site_says_what_it_does_and_ends_when_told(
     consortium = home.consortium("trial")
     with started(home) as daemon:
         work = {"state": "training", "plan": "ab" * 32, "run": "run-1", "track": "rare_disease", "round": 3}
-        consortium.worker_status.write_text(json.dumps({"schema": 1, **work, "seconds": {"load": 1.5}}))
+        work |= {"pid": daemon.pid, "metrics": "", "seconds": {"load": 1.5}}
+        consortium.worker_status.write_text(json.dumps(work))
         capsys.readouterr()
         assert run(home, "status") == OK
         out = capsys.readouterr().out
@@ -165,6 +166,10 @@ def test_a_started_site_says_what_it_does_and_ends_when_told(
         assert run(home, "status", "--json") == OK
         found = json.loads(capsys.readouterr().out)
         assert (found["daemon"]["pid"], found["worker"]["round"]) == (daemon.pid, 3)
+        assert "metrics" not in found["worker"]
+        assert {"flwr-clientapp", "flwr-serverapp"} <= {
+            path.name for path in consortium.executables.iterdir()
+        }
         assert get(consortium, "/health")[0] == 200
         proxy = json.loads(consortium.proxy_status.read_text())
         trouble = {**proxy, "state": "refused", "reason": "hub.example:443: the certificate has ended"}

@@ -172,6 +172,7 @@ def test_both_ends_see_the_fingerprints_that_they_compare(
     assert f"authority    {in_groups(authority)}" in said
     assert f"fingerprint  {in_groups(identity_of(home).public().fingerprint())}" in said
     assert "consortium   trial" in said
+    assert (home.consortium("trial").executables / "flwr-clientapp").stat().st_mode & 0o777 == 0o700
     invited = json.loads((coordinator.home.root / "invitation-site-a.json").read_text())
     assert invited["token"] not in said
 
