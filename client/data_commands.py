@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,21 @@ cannot be taken back. --list says how many withdrew."""
 ReadFolder = Callable[[Path], PatientSet]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Withdrawn:
+    """What became of patients who took the consent back.
+
+    Attributes:
+        new: How many were not in the list before.
+        known: How many of those named are in the data folder.
+        unknown: How many are not.
+    """
+
+    new: int
+    known: int
+    unknown: int
+
+
 def data_commands(read: ReadFolder | None = None) -> tuple[Command, ...]:
     """The commands; ``read`` stands in for the importers."""
     return (
@@ -116,8 +131,8 @@ def import_patients(
 
 def withdraw_patients(
     patients: Iterable[str], home: SiteHome, settings: SiteSettings, key: bytes
-) -> tuple[int, int]:
-    """Add patients, by id or pseudonym, to those who withdrew; how many were not yet, and how many are known.
+) -> Withdrawn:
+    """Add patients, by id or pseudonym, to those who withdrew.
 
     Known are those who are in the data folder; none where that cannot be read. The others are added too.
 
@@ -133,7 +148,7 @@ def withdraw_patients(
     known = {one for one in pseudonyms if one in groups or one in groups.values()}
     # A patient of several images is the group of each of them.
     add_withdrawn(path, [one for one, group in groups.items() if group in known], key)
-    return new, len(known)
+    return Withdrawn(new=new, known=len(known), unknown=len(set(pseudonyms) - known))
 
 
 def _add_check_data(parser: argparse.ArgumentParser) -> None:
@@ -247,16 +262,14 @@ def _withdraw(arguments: argparse.Namespace) -> int:
         if arguments.list:
             return _list_withdrawn(arguments, home, settings, keyring.pseudonym_key)
         patients = _named(arguments.patients)
-        new, known = withdraw_patients(patients, home, settings, keyring.pseudonym_key)
-    unknown = len(set(patients)) - known
+        done = withdraw_patients(patients, home, settings, keyring.pseudonym_key)
     if arguments.json:
-        content = {"cohort": settings.cohort, "new": new, "known": known, "unknown": unknown}
-        say_json(WITHDRAWN_SCHEMA, content)
+        say_json(WITHDRAWN_SCHEMA, {"cohort": settings.cohort, **vars(done)})
     else:
-        say("withdrawn", f"{new} patients more; {known} of those named are in {settings.data}")
-        if unknown:
-            say("unknown", f"{unknown} of those named: listed all the same, but check what was typed")
-    return REFUSED if unknown else OK
+        say("withdrawn", f"{done.new} patients more; {done.known} of those named are in {settings.data}")
+        if done.unknown:
+            say("unknown", f"{done.unknown} of those named: listed all the same, but check what was typed")
+    return REFUSED if done.unknown else OK
 
 
 def _list_withdrawn(arguments: argparse.Namespace, home: SiteHome, settings: SiteSettings, key: bytes) -> int:

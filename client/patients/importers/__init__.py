@@ -1,5 +1,6 @@
-"""Patients' files to records: a site's own folder, GA4GH phenopackets, the tidied phenopacket-store.
+"""Patients' files to records: a site's own folder, tiles, phenopackets, FHIR exports, and phenopacket-store.
 
 Every importer returns a `PatientSet`: records, and one clear line for each thing that could not be read.
 An object with a problem gives no record; nothing is repaired, changed in place or dropped in silence.
+`client.patients.importers.sources` picks the importer of a folder.
 """

@@ -63,6 +63,14 @@ def test_a_patient_whom_the_plan_has_no_use_for_has_a_line(change: dict[str, Any
     assert [str(one) for one in check.refused] == [f"patients.jsonl:2: {reason}"]
 
 
+def test_every_patient_is_accepted_or_has_a_line_and_none_quotes_the_source() -> None:
+    rows = [YES, {**YES, "label": {}, "note": "Smith"}, {**YES, "consent": frozenset(), "note": "Mr Smith"}]
+    problem = Problem(file="patients.jsonl", line=9, reason="not UTF-8")
+    check = check_source(source(*rows, problems=(problem,)), plan())
+    assert len(check.accepted) + len(check.refused) == 4
+    assert "Smith" not in str([*check.refused, *check.warnings])
+
+
 def test_findings_are_something_to_read() -> None:
     check = check_source(source({**YES, "note": None, "observed": (FINDING,)}), plan())
     assert (len(check.accepted), check.refused) == (1, ())
