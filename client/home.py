@@ -213,12 +213,16 @@ class SiteHome:
         return tuple(name for name in found if NAME_PATTERN.fullmatch(name))
 
     def the_consortium(self, name: str | None) -> ConsortiumHome:
-        """The named one, or the only one. BadFileError if none is named and there is not just one."""
-        if name is not None:
-            return self.consortium(name)
+        """The named one, or the only one. BadFileError if it is not here, or not just one is."""
         found = self.consortia()
+        had = ", ".join(found) or "none"
+        if name is not None:
+            if name not in found:
+                raise BadFileError(
+                    self.root, f"expected a consortium of this home, got {name!r}; it is in {had}"
+                )
+            return self.consortium(name)
         if len(found) != 1:
-            had = ", ".join(found) or "none"
             raise BadFileError(self.root, f"name one with --consortium: this home is in {had}")
         return self.consortium(found[0])
 

@@ -334,6 +334,8 @@ def test_a_site_in_several_federations_says_which(
     home.consortium("other").root.mkdir()
     assert main(["identity", "--home", str(home.root)]) == UNUSABLE
     assert "name one with --consortium: this home is in other, trial" in capsys.readouterr().err
+    assert main(["identity", "--home", str(home.root), "--consortium", "trail"]) == UNUSABLE
+    assert "expected a consortium of this home, got 'trail'; it is in other, trial" in capsys.readouterr().err
     assert main(["identity", "--home", str(home.root), "--consortium", "trial", "--json"]) == OK
     shown = json.loads(capsys.readouterr().out)
     assert (shown["schema"], shown["site"], shown["consortium"]) == (1, "site-a", "trial")
