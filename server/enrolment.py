@@ -53,6 +53,7 @@ from common.enrolment_messages import (
     verify,
 )
 from common.errors import (
+    AuditBrokenError,
     BadCertificateError,
     BadFileError,
     BadMessageError,
@@ -96,6 +97,7 @@ _STATUS: tuple[tuple[tuple[type[FederationError], ...], grpc.StatusCode], ...] =
     ((TooManyAttemptsError,), grpc.StatusCode.RESOURCE_EXHAUSTED),
     ((BadMessageError, BadCertificateError, SettingsError), grpc.StatusCode.INVALID_ARGUMENT),
     ((ProtocolTooOldError, UnsupportedSchemaError), grpc.StatusCode.FAILED_PRECONDITION),
+    ((BadFileError, AuditBrokenError), grpc.StatusCode.INTERNAL),
 )
 
 
@@ -209,7 +211,10 @@ class Enrolment:
     def refused(self, what: str, reason: FederationError, address: str) -> None:
         """Write a refusal down."""
         logger.warning("%s from %s refused: %s", what, address, reason)
-        self._audit("enrolment_refused", {"what": what, "reason": str(reason), "address": address})
+        try:
+            self._audit("enrolment_refused", {"what": what, "reason": str(reason), "address": address})
+        except (AuditBrokenError, OSError) as error:
+            logger.error("not written down: %s", error)
 
     def _require_signed(self, request: TimedRequest) -> None:
         self._require_consortium(request.consortium)
@@ -280,10 +285,14 @@ def _methods(service: Enrolment) -> grpc.GenericRpcHandler:
                 return to_body(answer(from_body(schema, body), address))
             except FederationError as error:
                 service.refused(schema.__name__, error, address)
-                # A file of the coordinator's is nobody else's business.
-                text = "failed; see the coordinator's log" if isinstance(error, BadFileError) else str(error)
-                context.abort(_status(error), text)
-                raise AssertionError("abort raises") from error
+                code, text = _status(error), str(error)
+            except Exception as error:
+                logger.error("%s failed (%s)", schema.__name__, type(error).__name__, exc_info=error)
+                code, text = grpc.StatusCode.INTERNAL, ""
+            # A file of the coordinator's is nobody else's business, nor are the words of a library.
+            hidden = code is grpc.StatusCode.INTERNAL
+            context.abort(code, "failed; see the coordinator's log" if hidden else text)
+            raise AssertionError("abort raises")
 
         return grpc.unary_unary_rpc_method_handler(handle)
 
@@ -312,7 +321,7 @@ def _status(error: FederationError) -> grpc.StatusCode:
     for classes, code in _STATUS:
         if isinstance(error, classes):
             return code
-    return grpc.StatusCode.INTERNAL if isinstance(error, BadFileError) else grpc.StatusCode.PERMISSION_DENIED
+    return grpc.StatusCode.PERMISSION_DENIED
 
 
 def _credentials(home: CoordinatorHome) -> grpc.ServerCredentials:
