@@ -79,14 +79,18 @@ class Daemon:
     """Runs a coordinator's processes until it is told to stop."""
 
     def __init__(
-        self, home: CoordinatorHome, settings: HomeSettings, programs: Programs | None = None
+        self,
+        home: CoordinatorHome,
+        settings: HomeSettings,
+        programs: Programs | None = None,
+        link: SuperLink | None = None,
     ) -> None:
-        """Of a home that was set up. PublicAddressError, BadFileError."""
+        """Of a home that was set up; ``link`` is to SuperLink. PublicAddressError, BadFileError."""
         require_private("coordinator.private_host", settings.private_host)
         read_identity(home.identity_file)
         self._home, self._settings = home, settings
         self._programs = programs or coordinator_programs(home, settings)
-        self._link = SuperLink(settings.private_host, settings.superlink_port)
+        self._link = link or SuperLink(settings.private_host, settings.superlink_port)
         self._audit = AuditLog(home.audit_file).append
         self._nodes = Nodes(home, self._link, self._audit)
         self._trouble: dict[str, str] = {}

@@ -76,6 +76,13 @@ class FakeLink:
         self.started: list[dict[str, Any]] = []
         self.used: set[bytes] = set()
         self.away = False
+        self.closed = False
+
+    def is_healthy(self) -> bool:
+        return not self.away
+
+    def close(self) -> None:
+        self.closed = True
 
     def register_node(self, public_key: bytes, site: SiteId) -> int:
         self._answer()
