@@ -1,9 +1,9 @@
-"""What four hospitals and their coordinator bring along to a trial by hand (``deploy/README.md``), in one folder.
+"""What hospitals and their coordinator bring along to a trial by hand (``deploy/README.md``), in one folder.
 
     python -m simulations.trial.draw FOLDER
 
     FOLDER/sources/SITE         a hospital's patients, as its own people would export them
-    FOLDER/models/NAME          frozen models: a base for each track, photo_encoder, slide_encoder, note_encoder
+    FOLDER/models/NAME          frozen models: a base a track, photo_encoder, slide_encoder, note_encoder
     FOLDER/plan.json            the plan with its answers
     FOLDER/TRACK.safetensors    the adapter that a track starts from
 

@@ -175,10 +175,10 @@ def test_keys_are_not_changed_while_a_daemon_runs(home: SiteHome) -> None:
     with hold(home.consortium("south").daemon_lock):
         for words in (["--data"], ["--master"]):
             with pytest.raises(
-                KeysInUseError, match=f"stop the daemon of south first, process {os.getpid()}"
+                KeysInUseError, match=f"daemon of south first, process {os.getpid()}"
             ):
                 rotate(home, *words)
-    (home.consortium("south").daemon_lock).unlink()
+    home.consortium("south").daemon_lock.unlink()
     assert contents(home) == before
 
 
