@@ -52,7 +52,8 @@ if fails.exists():
     except ValueError as error:
         logging.exception("a task failed")
 listening = socket.socket(socket.AF_UNIX); listening.bind(str(path)); listening.listen()
-status.write_text(json.dumps({"state": "idle", "pid": os.getpid(), "metrics": metrics}))
+told = {"state": "idle", "pid": os.getpid(), "metrics": metrics, "secret": os.environ.get("SECRET")}
+status.write_text(json.dumps(told))
 time.sleep(600)
 """
 PROXY_PROGRAM = """
@@ -177,7 +178,9 @@ def test_the_processes_run_and_say_so_and_end_with_the_daemon(
         assert environment["CONSILIUM_SITE_HOME"] == str(home.root)
         assert environment["CONSILIUM_CONSORTIUM"] == "trial"
         assert environment["FLWR_HOME"] == str(consortium.run / "flower")
+        # The master key is for the worker alone.
         assert environment["SECRET"] is None
+        assert json.loads(consortium.worker_status.read_text())["secret"] == "ab" * 32
         status, text = get(consortium, "/health")
         # The stand-ins made no certificate.
         assert (status, json.loads(text)["failing"]) == (503, {"certificate": "missing"})
