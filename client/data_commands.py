@@ -22,8 +22,8 @@ from client.patients.importers.sources import (
     patient_groups,
     read_source,
 )
-from client.patients.records import SMALLEST_KEY, PatientSet, Problem, is_line
-from client.patients.withdrawals import add_withdrawn, to_pseudonym, withdrawn_pseudonyms
+from client.patients.records import SMALLEST_KEY, PatientRecord, PatientSet, Problem, is_line, pseudonym
+from client.patients.withdrawals import add_withdrawn, is_pseudonym, to_pseudonym, withdrawn_pseudonyms
 from client.settings import SiteSettings, read_settings
 from client.terminal import OK, REFUSED, Command, add_home, add_json, say, say_json, say_table
 from common.errors import FederationError, ImportRefusedError
@@ -49,10 +49,11 @@ seem to be left in a note. Nothing is changed, and no content of the folder is p
 {_SOURCES} A folder that `import` wrote is read as well."""
 _IMPORT = f"""\
 Read a folder of patients and write those who can be used into this site's data folder, in Consilium's own
-format, under pseudonyms: no id, name, date or file name of the hospital's goes with them. The source is not
-changed. Each import is one numbered batch (DATA/batch-0001), written whole or not at all; a later import adds
-the next one, with the patients who are not there yet. To replace patients, remove the batch that they are in
-and import again. Patients who withdrew (`withdraw`) are not imported.
+format, under pseudonyms: no id, date or file name of the hospital's goes with them, but for what stands in
+the text of a note. The source is not changed. Each import is one numbered batch (DATA/batch-0001), written
+whole or not at all; a later import adds the next one, with the patients who are not there yet. To replace
+patients, remove the batch that they are in and import again. Patients who withdrew (`withdraw`) are not
+imported.
 
 {_SOURCES}"""
 _WITHDRAW = f"""\
@@ -126,7 +127,9 @@ def import_patients(
             settings.data, f"it holds patients of its own ({held}), which are used as they are"
         )
     withdrawn = withdrawn_pseudonyms(home.withdrawn_file(settings.cohort), key)
-    return add_batch(settings.data, _without(source.patients, withdrawn), kind=source.kind, key=key)
+    staying = _without(source.patients, withdrawn)
+    records = tuple(_hidden(record, key) for record in staying.records)
+    return add_batch(settings.data, replace(staying, records=records), kind=source.kind, key=key)
 
 
 def withdraw_patients(
@@ -242,6 +245,15 @@ def _import(arguments: argparse.Namespace) -> int:
         _say_check(arguments.folder, check)
         say("imported", f"{len(fresh.records)} patients into {place}")
     return REFUSED if check.refused else OK
+
+
+def _hidden(record: PatientRecord, key: bytes) -> PatientRecord:
+    """The record without ids of the source that a site's own folder may show: of the case, of the group."""
+    group = record.group
+    if group is not None and not is_pseudonym(group):
+        # Apart from the pseudonyms of patients: a family is often called like its first patient.
+        group = pseudonym(key, f"group {group}")
+    return replace(record, case_id=record.patient_id, group=group)
 
 
 def _without(patients: PatientSet, withdrawn: frozenset[str]) -> PatientSet:

@@ -55,11 +55,16 @@ def to_pseudonym(key: bytes, patient: str) -> str:
     Raises:
         ValueError: It is neither.
     """
-    if _PSEUDONYM.fullmatch(patient):
+    if is_pseudonym(patient):
         return patient
     if not is_line(patient) or patient.startswith(COMMENT):
         raise ValueError(f"Expected a patient's id as one line that does not begin with {COMMENT}")
     return pseudonym(key, patient)
+
+
+def is_pseudonym(text: str) -> bool:
+    """Whether a text has the form of a pseudonym."""
+    return _PSEUDONYM.fullmatch(text) is not None
 
 
 def _text(path: Path) -> str:

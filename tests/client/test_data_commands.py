@@ -243,6 +243,22 @@ def test_an_import_brings_patients_under_pseudonyms_and_leaves_the_source(
     assert b"good" not in b"".join(snapshot(tmp_path / "data").values())
 
 
+def test_no_id_of_a_case_or_a_family_goes_with_a_patient(home: Path, tmp_path: Path, run: Run) -> None:
+    rows = [
+        {**GOOD, "patient_id": name, "case_id": f"Smith {name}", "group": "first"}
+        for name in ("first", "second")
+    ]
+    run("import", write_patients(tmp_path / "source", *rows), "--home", home)
+    one, other = imported(home)
+    assert (one.case_id, other.case_id) == (one.patient_id, other.patient_id)
+    assert one.group == other.group
+    assert not any(
+        word in data for data in snapshot(tmp_path / "data").values() for word in (b"Smith", b"first")
+    )
+    assert run("withdraw", "first", "--home", home)[1]["known"] == 1
+    assert SiteHome(home).withdrawn_file("patients").read_text().split() == [one.patient_id]
+
+
 def test_a_later_import_adds_who_is_new_and_says_who_is_there(home: Path, tmp_path: Path, run: Run) -> None:
     run("import", packets(tmp_path / "one", "17"), "--home", home, "--consent", "research")
     status, report = run(
