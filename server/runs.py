@@ -14,6 +14,7 @@ from pathlib import Path
 
 from common.errors import RunExistsError, RunHeldError, RunRefusedError, SuperLinkError
 from common.ids import RunId, run_id
+from common.metrics import MetricCounts
 from common.plan import RunPlan
 from server.home import CoordinatorHome
 from server.journal import TrackProgress, read_progress
@@ -163,9 +164,10 @@ def _lines(track: str, now: TrackProgress, before: TrackProgress | None) -> Iter
 
 
 def rates(metrics: Mapping[str, float | int | None]) -> str:
-    """Rates as people read them."""
-    shown = (f"{name} {value:.3f}" for name, value in metrics.items() if isinstance(value, float))
-    return ", ".join((f"{metrics.get('n', 0)} cases", *shown))
+    """Rates as people read them; one of which nothing was counted is left out."""
+    counted = {name: metrics.get(name) for name in MetricCounts.RATES}
+    shown = (f"{name} {rate:.3f}" for name, rate in counted.items() if rate is not None)
+    return ", ".join((f"{metrics.get('n') or 0:.0f} cases", *shown))
 
 
 def _ended(folder: Path, flower: FlowerRun) -> Ended:
