@@ -15,10 +15,12 @@ from dataclasses import dataclass
 from datetime import date, datetime
 
 from client.approval import approved_sites
+from client.budget import cap_of, entries_of, require_room
 from client.home import ConsortiumHome, SiteHome
 from client.settings import SiteSettings
 from common.audit import AuditLog, read_entries
 from common.checks import require_line
+from common.disclosures import not_covered
 from common.errors import (
     ApprovedAlreadyError,
     BudgetSpentError,
@@ -33,6 +35,7 @@ from common.errors import (
     TrackRefusedError,
     UnapprovedSiteError,
 )
+from common.guarantee import certify, guarantee
 from common.ids import SiteId
 from common.plan import RunPlan, TrackPlan
 from common.plan_package import PlanPackage, read_package, write_package
@@ -195,9 +198,6 @@ def site_objections(home: ConsortiumHome, own: SiteId, plan: RunPlan) -> tuple[F
 
 
 def _promise_objection(plan: RunPlan) -> FederationError | None:
-    # The accountant's libraries take a second to import, which the guard need not wait for.
-    from common.guarantee import certify
-
     try:
         certify(plan)
     except SettingsError as error:
@@ -208,8 +208,6 @@ def _promise_objection(plan: RunPlan) -> FederationError | None:
 def _room_objection(home: ConsortiumHome, settings: SiteSettings, plan: RunPlan) -> FederationError | None:
     if settings.cap is None:
         return None
-    from client.budget import cap_of, entries_of, require_room
-
     try:
         path = site_home(home).ledger_file(settings.cohort)
         require_room(plan, settings.site, entries_of(path, settings.cohort), cap_of(settings.cap))
@@ -267,9 +265,6 @@ _TEACHERS: Mapping[str, str] = {
 
 
 def _privacy_lines(plan: RunPlan) -> tuple[str, ...]:
-    from common.disclosures import not_covered
-    from common.guarantee import guarantee
-
     held = guarantee(plan)
     lines = [
         _line("privacy", held.sentence()),

@@ -23,6 +23,7 @@ from client.approvals import (
     site_objections,
     track_objection,
 )
+from client.budget import cap_of, entries_of, require_room, require_step
 from client.home import ConsortiumHome
 from client.refusals import reply_or_refusal
 from client.settings import SiteSettings
@@ -160,9 +161,6 @@ class Guard:
             return
         if plan.privacy.mode == "none" and self._settings.cap is None:
             return
-        # The accountant's libraries take a second to import.
-        from client.budget import cap_of, entries_of, require_room, require_step
-
         cohort = self._settings.cohort
         entries = entries_of(site_home(self._home).ledger_file(cohort), cohort)
         require_room(plan, self._settings.site, entries, cap_of(self._settings.cap))

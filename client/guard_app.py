@@ -134,6 +134,7 @@ def _run_client_app(home: ConsortiumHome, argv: Sequence[str]) -> int:
     from flwr.supercore.tls import validate_and_resolve_root_certificates
     from flwr.supernode.runtime import run_clientapp as flower
 
+    from client.approvals import site_home
     from client.guard import Guard
     from client.settings import read_settings
 
@@ -155,11 +156,6 @@ def _run_client_app(home: ConsortiumHome, argv: Sequence[str]) -> int:
         runtime_dependency_install=False,
     )
     return 0
-
-
-def site_home(home: ConsortiumHome) -> SiteHome:
-    """The home of the site that a consortium's folder lies in."""
-    return SiteHome(home.root.parent.parent)
 
 
 def _require_parent(pid: int | None) -> None:

@@ -5,6 +5,9 @@ steps were chosen without a look at private results, is certified by its privacy
 which is tight. Where the next step's numbers, or whether there is one, depend on what earlier steps gave,
 only `RdpFilter` holds: a PLD that is composed until it reaches its budget is no valid filter
 (arXiv 2602.06756).
+
+The libraries that do it are imported where they are used: they take a second, which a site's guard, who only
+counts steps, would pay for with every message.
 """
 
 from __future__ import annotations
@@ -17,10 +20,6 @@ from functools import lru_cache, reduce
 from typing import Any, Literal, get_args
 
 import numpy as np
-from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent
-from dp_accounting.pld import privacy_loss_distribution
-from dp_accounting.rdp import RdpAccountant, compute_epsilon
-from scipy.optimize import brentq
 
 from common.privacy.discrete import DiscreteShares, Losses, discrete_rdp
 
@@ -180,6 +179,8 @@ def _calibrate(epsilon: float, delta: float, step: Spending, besides: tuple[Spen
 
 def _least_noise(excess: Callable[[float], float]) -> float:
     """The least multiple of a thousandth at which ``excess``, which falls with the noise, is not positive."""
+    from scipy.optimize import brentq
+
     high = NOISE_STEPS
     while excess(high / NOISE_STEPS) > 0:
         high *= 2
@@ -233,6 +234,8 @@ def _epsilon(merged: tuple[Spending, ...], delta: float) -> float:
 @lru_cache(maxsize=64)
 def _loss_distribution(spending: Spending, grid: float) -> Any:
     """Of all steps of a spending, if a patient is added and if one is removed."""
+    from dp_accounting.pld import privacy_loss_distribution
+
     noise, rate = spending.noise_multiplier, spending.sampling_rate
     if rate == 1:
         # T steps are one with 1 / sqrt(T) of the noise.
@@ -245,6 +248,8 @@ def _loss_distribution(spending: Spending, grid: float) -> Any:
 
 
 def _rdp_epsilon(merged: tuple[Spending, ...], delta: float) -> float:
+    from dp_accounting.rdp import compute_epsilon
+
     return float(compute_epsilon(ORDERS, _rdp(merged), delta)[0])
 
 
@@ -259,6 +264,9 @@ def _step_rdp(step: Spending) -> Losses:
         return discrete_rdp(step.discrete, step.sampling_rate, ORDERS)
     if step.noise_multiplier < LEAST_NOISE:
         return np.full(len(ORDERS), math.inf)
+    from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent
+    from dp_accounting.rdp import RdpAccountant
+
     event = PoissonSampledDpEvent(step.sampling_rate, GaussianDpEvent(step.noise_multiplier))
     losses = RdpAccountant(ORDERS).compose(event).rdp
     # Below zero only by rounding.

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import gammaln, logsumexp
 
 # Steps: the bound on a sum's distance from a discrete Gaussian is proved from here on.
 SMALLEST_SHARE_STD = 0.5
@@ -77,6 +76,9 @@ def _gap(shares: DiscreteShares) -> float:
 
 def _sampled_rdp(plain: Losses, rate: float, order: int) -> float:
     """The bound for a Poisson sample; never above the loss without sampling."""
+    # Half a second, which whoever only reads a ledger need not wait for.
+    from scipy.special import gammaln, logsumexp
+
     log_rate, log_rest = math.log(rate), math.log1p(-rate)
     taken = np.arange(2, order + 1)
     chance = gammaln(order + 1) - gammaln(taken + 1) - gammaln(order - taken + 1)

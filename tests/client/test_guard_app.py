@@ -206,6 +206,8 @@ def test_a_python_with_an_odd_path_is_started_through_the_shell(
 def test_flower_is_started_without_torch_and_without_the_accountant(home: ConsortiumHome) -> None:
     program = (
         "import sys; import client.guard_app, common.flower, client.app, client.guard, client.settings;"
+        # Of a task under privacy, whose steps are counted.
+        "import client.budget;"
         "from flwr.supernode.runtime import run_clientapp;"
         "print(sorted({'torch', 'scipy', 'dp_accounting', 'transformers'} & set(sys.modules)))"
     )

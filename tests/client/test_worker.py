@@ -5,13 +5,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from client import worker as worker_module
 from client.budget import SiteBudget
 from client.contribution import site_weight
 from client.lessons import Lessons, NoPairsError, SiteTeaching
 from client.patients.notes import NO_FINDINGS
 from client.patients.records import Finding, PatientRecord
 from client.preferences.store import create_master_key, load_pairs, read_master_key
-from client.site_patients import SitePatients, Views, site_seed
+from client.site_patients import Excluded, SitePatients, Views, nobody, site_seed
 from client.student.model import adapter_spec, digest_base
 from client.teacher.rank import Ranking
 from client.worker import SiteWorker
@@ -59,6 +60,7 @@ def worker_of(
     home: Path,
     patients: SitePatients | None = None,
     budget: SiteBudget | None = None,
+    excluded: Excluded = nobody,
 ) -> SiteWorker:
     key = home / "master.key"
     if not key.exists():
@@ -73,9 +75,15 @@ def worker_of(
         master_key=read_master_key(key),
         recipe=small_settings().recipe,
         budget=budget,
+        excluded=excluded,
     )
     return SiteWorker(
-        site_id=SITE, plan=plan, track=RARE_DISEASE.name, teaching=teaching, student=models.student
+        site_id=SITE,
+        plan=plan,
+        track=RARE_DISEASE.name,
+        teaching=teaching,
+        student=models.student,
+        excluded=excluded,
     )
 
 
@@ -177,6 +185,16 @@ def test_who_withdrew_teaches_nobody(
     lessons = worker.prepare()
     assert lessons.left_out == 1
     assert gone not in {entry.patient_id for entry in worker.encoded()}
+    assert gone not in {ranking.patient_id for ranking in lessons.rankings}
+
+
+def test_who_is_excluded_teaches_nobody(
+    plan: RunPlan, population: Population, models: Models, tmp_path: Path
+) -> None:
+    gone = population.sites[SITE].train[0].patient_id
+    worker = worker_of(plan, population, models, tmp_path, excluded=lambda: frozenset({gone}))
+    lessons = worker.prepare()
+    assert lessons.left_out == 1
     assert gone not in {ranking.patient_id for ranking in lessons.rankings}
 
 
@@ -358,3 +376,32 @@ def test_a_private_contribution_is_the_noised_vector_and_nothing_else(
     assert first.shape == (models.initial.spec.size(models.initial.spec.active_block(1)),)
     # The same task gives another draw.
     assert (first != second).mean() > 0.99
+
+
+def test_who_is_excluded_when_a_task_comes_is_in_no_answer_under_privacy(
+    dp_plan: RunPlan,
+    population: Population,
+    models: Models,
+    teaching: Teaching,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    gone: set[str] = set()
+    budget = fake_budget(dp_plan, tmp_path / "ledger.db", SITE)
+    own = worker_of(dp_plan, population, models, tmp_path, budget=budget, excluded=lambda: frozenset(gone))
+    everybody = {entry.patient_id for entry in own.encoded()}
+    drawn_from: list[set[str]] = []
+    real = worker_module.private_words
+
+    def private_words(student: Any, adapter: Any, block: Any, patients: Any, *rest: Any, **named: Any) -> Any:
+        drawn_from.append({entry.patient_id for entry in patients})
+        return real(student, adapter, block, patients, *rest, **named)
+
+    monkeypatch.setattr(worker_module, "private_words", private_words)
+    one = min(everybody)
+    for leaving in (set(), {one}, everybody):
+        gone |= leaving
+        words = own.words(train_task(dp_plan, models))
+        # Also where nobody is left: noise, so that nobody can tell.
+        assert (words != 0).any()
+    assert drawn_from == [everybody, everybody - {one}, set()]
