@@ -33,10 +33,10 @@ def say_status(found: dict[str, Any]) -> None:
     epsilon = found["epsilon_asked"]
     say("epsilon", "nothing was asked of patients yet" if epsilon is None else f"{epsilon:.3f} asked of each")
     if found["processes"]:
-        headings = ("process", "state", "pid", "restarts", "since", "ended last with", "MiB")
+        processes = ("process", "state", "pid", "restarts", "since", "ended last with", "MiB")
         keys = ("name", "state", "pid", "restarts", "since", "last_exit", "memory_mb")
         cells = [tuple("" if row[key] is None else row[key] for key in keys) for row in found["processes"]]
-        say_table("processes", headings, cells)
+        say_table("processes", processes, cells)
     say_sites(found["sites"])
     headings = ("run", "state", "track", "round", "of", "sites in it", "s", "result")
     say_table(

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from common.errors import RunExistsError, RunHeldError, RunRefusedError, SuperLinkError
-from common.ids import RunId, run_id
+from common.ids import RunId, SiteId, run_id
 from common.metrics import MetricCounts
 from common.plan import RunPlan
 from server.home import CoordinatorHome
@@ -102,7 +102,7 @@ class Ended:
 
     state: str
     reason: str
-    declined: Mapping[str, Mapping[str, str]]
+    declined: Mapping[str, Mapping[SiteId, str]]
 
 
 def follow(
