@@ -107,7 +107,11 @@ class NetworkSettings:
             require(0 <= port <= HIGHEST_PORT, key, port, f"a port from 0 to {HIGHEST_PORT}")
         if self.https_proxy is not None:
             require(
-                self.https_proxy.startswith("http://"), "https_proxy", self.https_proxy, "http://host:port"
+                self.https_proxy.startswith("http://"),
+                "https_proxy",
+                # Not the value: it may hold a password.
+                "another address",
+                "http://[user:password@]host:port",
             )
 
 

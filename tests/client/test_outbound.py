@@ -20,10 +20,8 @@ from flwr.proto.node_pb2 import Node
 import client.outbound
 from client.enrolment import enrol, needs_renewal, read_coordinator
 from client.home import ConsortiumHome, SiteHome
-from client.hospital_proxy import HospitalProxy
 from client.outbound import main, run
 from common.certificates import Authority, certificate_pem, key_pem, make_csr, new_key, read_certificate
-from common.errors import SettingsError
 from common.ids import SiteId
 from server.enrolment import serve
 from server.gateway_rules import pem_of_node_key
@@ -342,17 +340,6 @@ def test_a_proxy_that_refuses_is_named_without_its_password(
     proxy.close()
     assert reason == f"the hospital's proxy {HOST}:{proxy.port}: it asks for user and password"
     assert PASSWORD not in caplog.text
-
-
-@pytest.mark.parametrize(
-    "url",
-    ["https://proxy:1", "http://proxy", "http://proxy:x", "http://:80", "http://u:p@proxy:1/path", "a.proxy"],
-)
-def test_a_proxy_without_an_address_is_refused_without_its_password(url: str) -> None:
-    with pytest.raises(SettingsError, match="https_proxy: expected http") as caught:
-        HospitalProxy(url)
-    assert url not in str(caught.value)
-    assert caught.value.__cause__ is None
 
 
 def test_a_connection_on_which_nothing_moves_is_closed(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

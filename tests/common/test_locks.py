@@ -1,4 +1,6 @@
 import multiprocessing
+import subprocess
+import sys
 from pathlib import Path
 
 from common.locks import locked
@@ -22,3 +24,17 @@ def test_processes_take_turns(tmp_path: Path) -> None:
         worker.join(60)
         assert worker.exitcode == 0
     assert (tmp_path / "count").read_text() == "150"
+
+
+def test_whoever_dies_leaves_no_lock_behind(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from common.locks import locked\n"
+        "with locked(Path(sys.argv[1])): print(flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "lock")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None
+        holder.stdout.readline()
+        holder.kill()
+        with locked(tmp_path / "lock"):
+            pass

@@ -70,7 +70,7 @@ def test_a_site_that_takes_part_cannot_be_added_again(home: CoordinatorHome) -> 
     require_new(home, B)
 
 
-def test_all_certificates_of_a_revoked_site_are_on_the_list_and_it_gets_no_more(
+def test_a_site_that_is_revoked_gets_no_certificate_that_outlives_the_revocation(
     home: CoordinatorHome,
 ) -> None:
     added(home, A)
