@@ -149,12 +149,16 @@ class Outbound:
         self._open.add(task)
         try:
             out_reader, out_writer = await self._gateway.connect()
-            self._become("connected", "")
-            refused = await _both_ways((reader, writer), (out_reader, out_writer))
+            refused = await _both_ways(
+                (reader, writer), (out_reader, out_writer), lambda: self._become("connected", "")
+            )
             if refused:
                 self._become("refused", refused)
         except FederationError as error:
             self._become("unreachable", str(error))
+        except asyncio.CancelledError:
+            # By ``close`` alone; asyncio would log a handler that ends so as a mistake.
+            return
         finally:
             try:
                 await _closed(writer)
@@ -241,11 +245,20 @@ def tls_reason(error: ssl.SSLError) -> str:
     return f"TLS failed ({error.reason or type(error).__name__})"
 
 
-async def _both_ways(near: Streams, far: Streams) -> str:
-    """Carry until one end closes or nothing moves; what the far end's TLS refused, if it did."""
+async def _both_ways(near: Streams, far: Streams, on_answer: Callable[[], None]) -> str:
+    """Carry until one end closes or nothing moves; what the far end's TLS refused, if it did.
+
+    ``on_answer`` is called with what comes from the far end: in TLS 1.3 a client that is refused learns it
+    only then.
+    """
     moved = asyncio.Event()
-    up = asyncio.create_task(_pump(near[0], far[1], moved))
-    down = asyncio.create_task(_pump(far[0], near[1], moved))
+
+    def answered() -> None:
+        moved.set()
+        on_answer()
+
+    up = asyncio.create_task(_pump(near[0], far[1], moved.set))
+    down = asyncio.create_task(_pump(far[0], near[1], answered))
     watch = asyncio.create_task(_until_idle(moved))
     try:
         done, _ = await asyncio.wait({up, down, watch}, return_when=asyncio.FIRST_COMPLETED)
@@ -266,9 +279,11 @@ async def _both_ways(near: Streams, far: Streams) -> str:
     return ""
 
 
-async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, moved: asyncio.Event) -> None:
+async def _pump(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, on_data: Callable[[], None]
+) -> None:
     while data := await reader.read(CHUNK):
-        moved.set()
+        on_data()
         writer.write(data)
         # Waits while the other end is slow: no more than a few chunks lie here.
         await writer.drain()

@@ -227,16 +227,22 @@ def test_nothing_but_the_coordinators_authority_is_trusted(world: World, tmp_pat
     assert not world.upstream.got
 
 
-def test_a_refused_certificate_is_told_by_its_reason(world: World, tmp_path: Path) -> None:
+def test_a_refused_certificate_is_told_once_and_by_its_reason(
+    world: World, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # It would be renewed at once.
+    monkeypatch.setattr(client.outbound, "needs_renewal", lambda home: False)
     world.resign(-0.001)
-    with outbound(world) as port, world.client(port) as client:
-        with pytest.raises(httpx.TransportError):
-            client.get("/health")
+    with outbound(world) as port, world.client(port) as supernode:
+        for _ in range(3):
+            with pytest.raises(httpx.TransportError):
+                supernode.get("/health")
         until(lambda: world.status()["state"] == "refused")
         assert "it has ended; renew it" in str(world.status()["reason"])
+        assert caplog.text.count("it has ended; renew it") == 1
         world.resign(9, Authority.create(tmp_path / "other", CONSORTIUM))
         with pytest.raises(httpx.TransportError):
-            client.get("/health")
+            supernode.get("/health")
         until(lambda: "another authority signed it" in str(world.status()["reason"]))
 
 
