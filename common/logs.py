@@ -11,6 +11,7 @@ place: either may quote a patient.
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import threading
 import traceback
@@ -30,19 +31,22 @@ _HANDLER = "consilium"
 _DEEPEST = 8
 
 
-def configure(*, json: bool | None = None, level: int = logging.INFO) -> None:
+def configure(*, json: bool | None = None, level: int = logging.INFO, file: Path | None = None) -> None:
     """Send this process's log to standard error, as JSON or as plain lines; plain on a terminal if None.
 
-    May be called again; the last call counts. Loggers that keep their own handlers keep them.
+    With a ``file``, which only its owner may read, it is added there as well, as JSON. May be called again;
+    the last call counts. Loggers that keep their own handlers keep them.
     """
     as_json = not sys.stderr.isatty() if json is None else json
-    handler = logging.StreamHandler(sys.stderr)
-    handler.set_name(_HANDLER)
-    handler.setFormatter(_formatter(as_json))
+    handlers = [_named(logging.StreamHandler(sys.stderr), as_json=as_json)]
+    if file is not None:
+        handlers.append(_named(_private_file(file), as_json=True))
     root = logging.getLogger()
     for old in [old for old in root.handlers if old.get_name() == _HANDLER]:
         root.removeHandler(old)
-    root.addHandler(handler)
+        old.close()
+    for handler in handlers:
+        root.addHandler(handler)
     root.setLevel(level)
     # They log every request at INFO.
     for chatty in ("httpx", "httpcore", "uvicorn.access"):
@@ -55,6 +59,18 @@ def configure(*, json: bool | None = None, level: int = logging.INFO) -> None:
 def _ended_by(kind: type[BaseException], error: BaseException | None, trace: TracebackType | None) -> None:
     if error is not None and not issubclass(kind, SystemExit):
         logging.getLogger(__name__).critical("ended by an exception", exc_info=(kind, error, trace))
+
+
+def _private_file(path: Path) -> logging.Handler:
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    os.close(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600))
+    return logging.FileHandler(path, encoding="utf-8")
+
+
+def _named(handler: logging.Handler, *, as_json: bool) -> logging.Handler:
+    handler.set_name(_HANDLER)
+    handler.setFormatter(_formatter(as_json))
+    return handler
 
 
 def about(**facts: str | int) -> AbstractContextManager[None]:

@@ -41,6 +41,7 @@ logger = logging.getLogger(__name__)
 
 RESULT_SCHEMA = 1
 HEADS_FOLDER = "ledger_heads"
+LOG_FILE = "log.jsonl"
 
 
 def make_app(on_state: OnState) -> ServerApp:
@@ -49,11 +50,11 @@ def make_app(on_state: OnState) -> ServerApp:
 
     @server_app.main()
     def main(grid: Grid, context: Context) -> None:
-        # In a process that Flower started nobody else has; its lines would go nowhere.
-        if not logging.getLogger().handlers:
-            configure()
         plan = RunPlan.from_run_config(context.run_config)
         settings = CoordinatorSettings.from_run_config(context.run_config)
+        # In a process that Flower started nobody else has; its lines would be in SuperLink's memory alone.
+        if not logging.getLogger().handlers:
+            configure(file=settings.out / LOG_FILE)
         run = settings.run or run_name(context.run_id)
         open_journal = Journal.open if settings.resume else Journal.create
         with open_journal(settings.out, plan, run) as journal:

@@ -65,7 +65,13 @@ class Nodes:
         return {node_key_pem(record.node_key.encode()): record.site for record in records}
 
     def _take_out(self, node: Node) -> None:
-        self._link.unregister_node(node.node_id)
+        try:
+            self._link.unregister_node(node.node_id)
+        except SuperLinkError:
+            # `revoke` may have done it a moment ago.
+            if any(other.node_id == node.node_id for other in self._link.list_nodes()):
+                raise
+            return
         site = node.site or "a stranger"
         logger.warning("%s: its node %d was taken out", site, node.node_id)
         self._audit("node-taken-out", site=site, node=str(node.node_id))

@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from pathlib import Path
 
 import pytest
 
@@ -95,3 +96,15 @@ def test_what_ends_a_process_or_a_thread_is_told_without_its_words(ending: str) 
     assert "Ada" not in done.stderr
     line = json.loads(done.stderr)
     assert (line["event"], line["exception"][:8]) == ("ended by an exception", "KeyError")
+
+
+def test_a_file_gets_the_same_lines_and_is_private(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "run" / "log.jsonl"
+    for text in ("first", "second"):
+        configure(json=False, file=file)
+        logging.getLogger("server").info(text)
+    assert [json.loads(line)["event"] for line in file.read_text().splitlines()] == ["first", "second"]
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert "server: second" in capsys.readouterr().err

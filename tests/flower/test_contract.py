@@ -404,6 +404,7 @@ class tls_in_front_of:
         return int(server.sockets[0].getsockname()[1])
 
     def __exit__(self, *error: object) -> None:
+        self._loop.set_exception_handler(lambda loop, context: None)
         asyncio.run_coroutine_threadsafe(self._cancel(), self._loop).result(BOUND_S)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()

@@ -66,6 +66,26 @@ def test_a_site_that_was_revoked_is_refused_from_the_next_look_on(
     ]
 
 
+def test_a_node_that_somebody_else_took_out_meanwhile_is_no_error(
+    home: CoordinatorHome, link: FakeLink, nodes: Nodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(number: int) -> None:
+        link.nodes.clear()
+        raise SuperLinkError("unregister", "fake", "status 404")
+
+    link.register_node(b"a stranger's key", SiteId("stranger"))
+    monkeypatch.setattr(link, "unregister_node", gone)
+    nodes.sync()
+    link.register_node(b"another stranger's key", SiteId("stranger"))
+    monkeypatch.setattr(link, "unregister_node", stay)
+    with pytest.raises(SuperLinkError):
+        nodes.sync()
+
+
+def stay(number: int) -> None:
+    raise SuperLinkError("unregister", "fake", "status 500")
+
+
 def test_looking_again_changes_nothing(home: CoordinatorHome, link: FakeLink, nodes: Nodes) -> None:
     enrolled(home, BERLIN)
     nodes.sync()
