@@ -54,7 +54,8 @@ PR_SET_PDEATHSIG = 1
 PROJECT_FILE = "pyproject.toml"
 # What a bundle without code may hold: its settings, Flower's list of its files, and text for people.
 ALLOWED_FILES = (PROJECT_FILE, ".info/CONTENT", "README.md", "LICENSE")
-MOST_BUNDLE_BYTES, MOST_PROJECT_BYTES = 2**20, 2**16
+# The first is the most that Flower takes.
+MOST_BUNDLE_BYTES, MOST_PROJECT_BYTES = 10 * 2**20, 2**16
 
 
 def install_executables(home: ConsortiumHome) -> tuple[Path, ...]:
