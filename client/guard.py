@@ -184,7 +184,7 @@ class Guard:
         """The plans of runs, the newest last. BadFileError."""
         try:
             content = read_object(self._runs_file.read_text(encoding="utf-8"), "runs")
-            require_schema("runs", content.get("schema"), RUNS_SCHEMA)
+            require_schema(str(self._runs_file), content.get("schema"), RUNS_SCHEMA)
             runs = {str(run): str(digest) for run, digest in content["runs"]}
         except FileNotFoundError:
             return {}

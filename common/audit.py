@@ -173,7 +173,7 @@ def read_head(path: Path) -> AuditHead:
     beside = head_file(path)
     try:
         content = read_object(beside.read_text(encoding="utf-8"), "head of an audit log")
-        require_schema("head of an audit log", content.get("schema"), AUDIT_SCHEMA)
+        require_schema(str(beside), content.get("schema"), AUDIT_SCHEMA)
         return AuditHead(n=int(content["n"]), hash=str(content["hash"]))
     except FileNotFoundError:
         return NO_LINES
@@ -254,7 +254,7 @@ def _parsed(path: Path, line: bytes, number: int | None) -> AuditEntry:
     where = number or 0
     try:
         content = read_object(line.decode(), "line")
-        require_schema("audit log", content.get("schema"), AUDIT_SCHEMA)
+        require_schema(str(path), content.get("schema"), AUDIT_SCHEMA)
         facts = {name: value for name, value in content.items() if name not in _OWN}
         own = {name: content[name] for name in _OWN if name != "schema"}
         where = number or int(own["n"])

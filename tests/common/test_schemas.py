@@ -10,15 +10,21 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
+from client.enrolment import Coordinator, read_coordinator
 from client.home import SiteHome
 from client.keys import Keyring
+from client.patients.importers.batches import MARKER_FILE, read_marker
 from client.preferences.store import StoredPairs, load_pairs, save_pairs
 from client.settings import SiteSettings, read_settings
 from client.student.predict import ANSWERS_FILE, STUDENT_FILE, StudentCard, load_student, save_student
 from common.adapter import load_adapter, save_adapter
-from common.audit import AuditLog, read_entries
+from common.audit import AuditLog, head_file, read_entries
+from common.canonical import plain
+from common.certificates import Authority, make_csr, new_key
+from common.durable import write_durable
+from common.enrolment_messages import read_invitation, write_invitation
 from common.errors import FederationError, SettingsError, UnsupportedSchemaError
-from common.ids import SiteId
+from common.ids import RunId, SiteId
 from common.pki import create_identity, read_identity, read_public, write_public
 from common.plan import PLAN_SCHEMA, RunPlan
 from common.plan_package import PlanPackage, read_package, write_package
@@ -26,6 +32,9 @@ from common.privacy.ledger import Ledger
 from common.privacy.ledger_receipts import read_receipts, receipts_path, write_receipts
 from common.tracks import Answer, AnswerList
 from server.home import CoordinatorHome
+from server.invitations import make_coordinator, make_invitation
+from server.journal import Journal, read_progress
+from server.site_records import add_site, site_record
 from server.tokens import Tokens
 from tests.fakes import tiny_adapter, tiny_plan
 
@@ -90,6 +99,54 @@ def student(folder: Path, name: str) -> Made:
     return folder / name, lambda: load_student(folder)
 
 
+def run_of_a_coordinator(folder: Path) -> Made:
+    with Journal.create(folder / "run-1", tiny_plan(), RunId("run-1")):
+        pass
+    return folder / "run-1" / "run.json", lambda: read_progress(folder / "run-1")
+
+
+def record_of_a_site(folder: Path) -> Made:
+    home = CoordinatorHome(folder)
+    authority = Authority.create(home.authority, "north")
+    certificate = authority.sign_site(make_csr(new_key(), SITE), SITE, 1)
+    public = create_identity(folder / "identity.json", SITE).public()
+    home.sites.mkdir()
+    add_site(home, public, node_key="ecdsa", certificate=certificate, protocol=3)
+    return home.sites / f"{SITE}.json", lambda: site_record(home, SITE)
+
+
+def invitation(folder: Path) -> Made:
+    home = CoordinatorHome(folder)
+    home.settings_file.write_text("consortium: north\nhost: localhost\n")
+    make_coordinator(home, home.settings())
+    path = folder / "alpha.invitation.json"
+    write_invitation(make_invitation(home, home.settings(), SITE), path)
+    return path, lambda: read_invitation(path)
+
+
+def coordinator_of_a_site(folder: Path) -> Made:
+    consortium = SiteHome(folder).consortium("north")
+    consortium.root.mkdir(parents=True)
+    known = Coordinator(
+        consortium="north", site=SITE, enrolment="a:1", gateway="a:2", coordinator="00" * 32, protocol=3
+    )
+    write_durable(consortium.coordinator_file, "coordinator", 1, plain(known))
+    return consortium.coordinator_file, lambda: read_coordinator(consortium)
+
+
+def batch_of_patients(folder: Path) -> Made:
+    marker = folder / "batch-0001" / MARKER_FILE
+    marker.parent.mkdir()
+    marker.write_text(json.dumps({"schema": 1}))
+    return marker, lambda: read_marker(marker.parent)
+
+
+def head_of_an_audit_log(folder: Path) -> Made:
+    path = folder / "audit.jsonl"
+    AuditLog(path).append("refused", reason="none")
+    return head_file(path), lambda: read_entries(path)
+
+
 def tokens(folder: Path) -> Made:
     held = Tokens(folder / "tokens.json")
     held.issue(SITE, 1.0)
@@ -105,6 +162,12 @@ FILES: dict[str, Callable[[Path], Made]] = {
     "receipts of a ledger": receipts,
     "card of a student": lambda folder: student(folder, STUDENT_FILE),
     "answers of a student": lambda folder: student(folder, ANSWERS_FILE),
+    "batch of patients": batch_of_patients,
+    "coordinator of a site": coordinator_of_a_site,
+    "head of an audit log": head_of_an_audit_log,
+    "invitation": invitation,
+    "record of a site": record_of_a_site,
+    "run of a coordinator": run_of_a_coordinator,
     "tokens": tokens,
 }
 
@@ -179,7 +242,7 @@ def test_a_newer_audit_log_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "audit.jsonl"
     AuditLog(path).append("refused", reason="none")
     path.write_text(path.read_text().replace('"schema":1', '"schema":2'))
-    with pytest.raises(UnsupportedSchemaError, match="schema 2 is newer than 1"):
+    with pytest.raises(UnsupportedSchemaError, match=r"audit.jsonl: schema 2 is newer than 1"):
         read_entries(path)
 
 

@@ -90,7 +90,7 @@ def read_marker(batch: Path) -> Marker:
     path = batch / MARKER_FILE
     try:
         content = read_object(path.read_text(encoding="utf-8"), "imported")
-        require_schema("imported", content.pop("schema", None), MARKER_SCHEMA)
+        require_schema(str(path), content.pop("schema", None), MARKER_SCHEMA)
         return _marker(content)
     except OSError as error:
         raise BadFileError(path, "missing or not readable: no import wrote this batch") from error
