@@ -26,7 +26,11 @@ from structlog.typing import EventDict, WrappedLogger
 
 from common.errors import FederationError
 
-FACTS = ("run", "round", "track", "site", "consortium", "plan", "child", "what")
+FACTS = (
+    *("run", "round", "track", "site", "consortium", "plan", "child", "what"),
+    # Of a worker's answer: how long it took, and its parts.
+    *("seconds", "load_s", "prepare_s", "train_s", "evaluate_s", "mask_s"),
+)
 _HANDLER = "consilium"
 _DEEPEST = 8
 
@@ -38,9 +42,9 @@ def configure(*, json: bool | None = None, level: int = logging.INFO, file: Path
     the last call counts. Loggers that keep their own handlers keep them.
     """
     as_json = not sys.stderr.isatty() if json is None else json
-    handlers = [_named(logging.StreamHandler(sys.stderr), as_json=as_json)]
+    handlers = [_named(logging.StreamHandler(sys.stderr), level, as_json=as_json)]
     if file is not None:
-        handlers.append(_named(_private_file(file), as_json=True))
+        handlers.append(_named(_private_file(file), level, as_json=True))
     root = logging.getLogger()
     for old in [old for old in root.handlers if old.get_name() == _HANDLER]:
         root.removeHandler(old)
@@ -67,13 +71,14 @@ def _private_file(path: Path) -> logging.Handler:
     return logging.FileHandler(path, encoding="utf-8")
 
 
-def _named(handler: logging.Handler, *, as_json: bool) -> logging.Handler:
+def _named(handler: logging.Handler, level: int, *, as_json: bool) -> logging.Handler:
     handler.set_name(_HANDLER)
+    handler.setLevel(level)
     handler.setFormatter(_formatter(as_json))
     return handler
 
 
-def about(**facts: str | int) -> AbstractContextManager[None]:
+def about(**facts: str | float) -> AbstractContextManager[None]:
     """What the lines of this thread are about, inside of the ``with`` block. ValueError for another name."""
     unknown = sorted(set(facts) - set(FACTS))
     if unknown:

@@ -77,6 +77,7 @@ class TrackProgress:
         declined: Reason by site, of those that take no part.
         retried: Attempts that were made again.
         seconds: Of the last round; ``waiting_s`` of it for sites.
+        bytes_up: Of all answers in all closed rounds; ``bytes_down`` of all tasks.
         metrics: Rates of the finished adapter by name.
     """
 
@@ -90,6 +91,8 @@ class TrackProgress:
     retried: int
     seconds: float = 0.0
     waiting_s: float = 0.0
+    bytes_up: int = 0
+    bytes_down: int = 0
     metrics: Mapping[str, float | int | None] | None = None
 
 
@@ -318,6 +321,8 @@ def _progress(state: TrackState) -> TrackProgress:
         retried=state.retried,
         seconds=last.seconds if last else 0.0,
         waiting_s=last.waiting_s if last else 0.0,
+        bytes_up=sum(report.bytes_up for report in state.history),
+        bytes_down=sum(report.bytes_down for report in state.history),
         metrics=state.metrics.as_dict() if state.metrics else None,
     )
 

@@ -63,6 +63,7 @@ def say_run(row: dict[str, Any]) -> None:
     for name, track in row["tracks"].items():
         say(name, f"{track['step']}, round {track['round_id']} of {track['rounds']}")
         say("", f"last round {track['seconds']:.1f} s, {track['waiting_s']:.1f} s of it waiting for sites")
+        say("", f"{track['bytes_up']} bytes came from sites, {track['bytes_down']} went to them")
         say("", f"in it: {', '.join(track['survivors']) or 'nobody yet'}; tried again: {track['retried']}")
         for site, reason in {**track["dropouts"], **track["declined"]}.items():
             say("", f"not in it: {site}: {reason}")

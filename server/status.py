@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
 from common.canonical import plain
 from common.certificates import days_left, read_certificate
@@ -152,6 +152,9 @@ class CoordinatorCollector:
         survivors = GaugeMetricFamily(
             "consilium_round_survivors", "sites in the last sum", labels=["run", "track"]
         )
+        carried = CounterMetricFamily(
+            "consilium_bytes", "of messages in closed rounds", labels=["run", "track", "way"]
+        )
         counts = dict.fromkeys(("running", *ENDED, CRASHED, "damaged"), 0)
         for folder in run_folders(self._home):
             try:
@@ -165,9 +168,11 @@ class CoordinatorCollector:
                 seconds.add_metric(labels, track.seconds)
                 rounds.add_metric(labels, track.round_id)
                 survivors.add_metric(labels, len(track.survivors))
+                carried.add_metric([*labels, "up"], track.bytes_up)
+                carried.add_metric([*labels, "down"], track.bytes_down)
         for state, count in counts.items():
             runs.add_metric([state], count)
-        yield from (runs, rounds, seconds, survivors)
+        yield from (runs, rounds, seconds, survivors, carried)
 
     def _spent(self) -> float | None:
         """Computed again only where the ledger has changed: adding up takes a while."""

@@ -1,7 +1,10 @@
+from pathlib import Path
+
 import pytest
 
 import common.errors
 from common.errors import (
+    AlreadyRunningError,
     AnsweredAlreadyError,
     ApprovedAlreadyError,
     AuditBrokenError,
@@ -14,6 +17,8 @@ from common.errors import (
     BadSurvivorListError,
     BudgetRefusedError,
     BudgetSpentError,
+    ChildNotReadyError,
+    CoordinatorDownError,
     DeviceError,
     DigestMismatchError,
     EnrolmentRefusedError,
@@ -25,22 +30,27 @@ from common.errors import (
     LedgerBrokenError,
     LedgerMissingError,
     LedgerRolledBackError,
+    NoCoordinatorError,
     OtherConsortiumError,
     PlanExpiredError,
     PlanNotApprovedError,
     PlanNotForSiteError,
+    PlanRefusedError,
     ProtocolTooOldError,
+    PublicAddressError,
     PurposeRefusedError,
     RotationUnfinishedError,
     RunExistsError,
     RunHeldError,
     RunPlanChangedError,
+    RunRefusedError,
     SettingsError,
     SiteEnrolledError,
     SiteRefusedError,
     SiteRevokedError,
     StaleRequestError,
     StaleSumError,
+    SuperLinkError,
     TamperedStoreError,
     TokenExpiredError,
     TokenSiteError,
@@ -205,6 +215,23 @@ EXAMPLES = [
     ),
     (ForeignCodeError("got 'app.py'"), "the run's app bundle is refused: got 'app.py'"),
     (DeviceError("cuda", "torch finds no GPU here"), "worker.device cuda: torch finds no GPU here"),
+    (ChildNotReadyError("gateway", 60.0, Path("up.log")), "gateway: not ready after 60 s; see up.log"),
+    (AlreadyRunningError("a.lock", 7), "a.lock: held by process 7; only one may run here"),
+    (
+        PublicAddressError("private_host", "8.8.8.8", "8.8.8.8 can be reached from outside"),
+        "private_host: expected a private address, got 8.8.8.8: 8.8.8.8 can be reached from outside",
+    ),
+    (
+        SuperLinkError("start a run", "10.0.0.1:8460", "no answer"),
+        "SuperLink at 10.0.0.1:8460: could not start a run: no answer",
+    ),
+    (
+        NoCoordinatorError("a"),
+        "a: no coordinator's home; `consilium-coordinator init` makes one, --home names another",
+    ),
+    (CoordinatorDownError("a"), "a: nothing runs here; `consilium-coordinator up` starts it"),
+    (PlanRefusedError("ab" * 32, "berlin has not enrolled"), "plan abababababab: berlin has not enrolled"),
+    (RunRefusedError("first", "has finished"), "run first: has finished"),
     (SettingsError("rounds", 0, "a whole number >= 1"), "rounds: expected a whole number >= 1, got 0"),
 ]
 
