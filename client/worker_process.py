@@ -29,6 +29,7 @@ import resource
 import signal
 import sys
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -71,6 +72,8 @@ class Reporter:
         self._file, self._device = file, device
         self._lock = threading.Lock()
         self._activity, self._state, self._since = Activity(), "starting", _now()
+        # Of the message that is answered now, over its parts.
+        self._spent: dict[str, float] = {}
         self._registry = CollectorRegistry()
         self._tasks = Counter(
             "consilium_worker_tasks", "Messages that were answered", ["kind"], registry=self._registry
@@ -90,8 +93,11 @@ class Reporter:
         """What the worker is at changed."""
         with self._lock:
             self._loads.inc(activity.loads - self._activity.loads)
-            if activity.state == "idle" and self._activity.state == "training":
-                self._training.inc(activity.seconds.get("train", 0.0))
+            if activity.state == "idle":
+                if self._activity.state == "training":
+                    self._training.inc(activity.seconds.get("train", 0.0))
+                for part, seconds in activity.seconds.items():
+                    self._spent[part] = self._spent.get(part, 0.0) + seconds
             self._activity, self._state, self._since = activity, activity.state, _now()
         self.write()
 
@@ -100,6 +106,12 @@ class Reporter:
         with self._lock:
             self._state, self._since = state, _now()
         self.write()
+
+    def spent(self) -> dict[str, float]:
+        """Seconds by part since this was asked last, as ``{"train_s": 1.2}``."""
+        with self._lock:
+            spent, self._spent = self._spent, {}
+        return {f"{part}_s": round(seconds, 3) for part, seconds in spent.items()}
 
     def count(self, task: Message, answer: Message) -> None:
         """A message was answered."""
@@ -148,7 +160,10 @@ def counted(handle: Handler, reporter: Reporter) -> Handler:
 
     def answer(task: Message) -> Message:
         with about(**_facts(task)):
+            began = time.perf_counter()
             reply = handle(task)
+            with about(seconds=round(time.perf_counter() - began, 3), **reporter.spent()):
+                logger.info("a message was answered")
         reporter.count(task, reply)
         return reply
 
@@ -158,8 +173,9 @@ def counted(handle: Handler, reporter: Reporter) -> Handler:
 def _facts(task: Message) -> dict[str, str | int]:
     first: Any = task.parts[0] if isinstance(task, Bundle) else task
     facts: dict[str, str | int] = {"run": first.run_id, "what": type(first).__name__}
-    if isinstance(first, TrainTask):
-        facts["round"] = first.round_id
+    for part in getattr(task, "parts", (task,)):
+        if isinstance(part, TrainTask):
+            facts |= {"what": type(part).__name__, "round": part.round_id}
     return facts
 
 

@@ -86,7 +86,7 @@ def run_trial(
     with _hosts(hospitals, ports, namespaces) as hosts, Stand(folder, hosts, hospitals, ports) as stand:
         stand.note("data, models and plan are made")
         digest = stand_up(stand)
-        stand.run_began()
+        stand.note("the run begins")
         if kills:
             killer = run_through(stand, digest, RUN, kills=kills, seed=seed, limit_s=limit_s)
             killed = [f"{one.kind}@{one.host}" for one in killer.kills]

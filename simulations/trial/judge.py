@@ -48,7 +48,7 @@ def _ledgers(stand: Stand, faults: list[str]) -> dict[str, int]:
     plan = stand.hospitals.plan
     if plan.privacy.mode == "none":
         return {}
-    entries = {}
+    entries: dict[str, int] = {}
     least = sum(track.training.rounds for track in plan.tracks)
     for site in stand.sites:
         verified = stand.site(site, "ledger", "verify", check=False)

@@ -128,13 +128,11 @@ class Stand:
 
     def found_consortium(self) -> None:
         """Initialise the coordinator and start it."""
+        address, ports = self.hosts[COORDINATOR].address, self.ports
         self.coordinator(
-            *("init", "--consortium", CONSORTIUM, "--host", self.hosts[COORDINATOR].address),
-            *("--set", f"bind={self.hosts[COORDINATOR].address}"),
-            *("--set", f"gateway_port={self.ports.gateway}"),
-            *("--set", f"enrolment_port={self.ports.enrolment}"),
-            *("--set", f"superlink_port={self.ports.superlink}"),
-            *("--set", f"health_port={self.ports.health}"),
+            *("init", "--consortium", CONSORTIUM, "--host", address, "--bind", address),
+            *("--gateway-port", str(ports.gateway), "--enrolment-port", str(ports.enrolment)),
+            *("--superlink-port", str(ports.superlink), "--health-port", str(ports.health)),
         )
         self.start_coordinator()
         self.note("coordinator is up")
@@ -232,6 +230,7 @@ class Stand:
                 name=name,
                 command=(*host.prefix, str(BIN / words[0]), *words[1:]),
                 environment=self._environment(),
+                cwd=self.folder,
                 restart=Restart(first_s=RESTART_S),
             )
         )

@@ -53,8 +53,12 @@ def home(tmp_path: Path, package: PlanPackage) -> ConsortiumHome:
     )
     Keyring.create(SiteHome(tmp_path), site_settings(tmp_path)).close()
     known = {
-        "consortium": CONSORTIUM, "site": SITE, "enrolment": "127.0.0.1:1", "gateway": "127.0.0.1:2",
-        "coordinator": COORDINATOR.public().key.hex(), "protocol": 1,
+        "consortium": CONSORTIUM,
+        "site": SITE,
+        "enrolment": "127.0.0.1:1",
+        "gateway": "127.0.0.1:2",
+        "coordinator": COORDINATOR.public().key.hex(),
+        "protocol": 1,
     }
     write_durable(home.coordinator_file, KIND, SCHEMA, known)
     return home
@@ -240,6 +244,11 @@ def test_what_the_worker_is_at_stands_in_its_file(tmp_path: Path) -> None:
     reporter.count(train_task(), example(Refusal, cause="budget"))
     found = read()
     assert (found["state"], found["round"], found["seconds"]) == ("idle", None, {"train": 1.5, "mask": 0.5})
+    # Of a message of two parts, its parts together; the next message begins with nothing.
+    reporter.follow(Activity(state="training", plan="ab", run="run-1", track=TRACK, round=3, loads=2))
+    reporter.follow(Activity(seconds={"train": 1.0, "mask": 0.25}, loads=2))
+    assert reporter.spent() == {"train_s": 2.5, "mask_s": 0.75}
+    assert reporter.spent() == {}
     assert "consilium_worker_training_seconds_total 1.5" in found["metrics"]
     assert 'consilium_worker_tasks_total{kind="TrainTask"} 1.0' in found["metrics"]
     assert 'consilium_worker_refusals_total{cause="budget"} 1.0' in found["metrics"]
