@@ -111,12 +111,10 @@ def run_trial(
 def stand_up(stand: Stand) -> str:
     """Everything before the run: the plan's digest."""
     stand.found_consortium()
-    for site in stand.sites:
-        stand.set_up_site(site)
+    stand.at_each_site(stand.set_up_site)
     stand.approve_everybody()
     digest = stand.offer_plan()
-    for site in stand.sites:
-        stand.approve_plan(site, digest)
+    stand.at_each_site(lambda site: stand.approve_plan(site, digest))
     stand.note("every site has approved the plan")
     for site in stand.sites:
         stand.start_site(site)
