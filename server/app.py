@@ -21,7 +21,7 @@ from common.canonical import canonical_json, plain, read_object
 from common.errors import DigestMismatchError, SettingsError
 from common.flower import run_name
 from common.ids import RunId, SiteId, site_id
-from common.logs import configure
+from common.logs import about, configure
 from common.pki import Identity, read_approved, read_identity
 from common.plan import RunPlan, TrackPlan
 from server.budget import open_ledger
@@ -164,16 +164,21 @@ def save_result(state: TrackState, out: Path) -> None:
 
 
 def log_state(state: TrackState) -> None:
-    """One line of JSON for each state; the keys of a round are those of its report."""
-    logger.info("%s", canonical_json({"track": state.track, "run": state.run_id, **_event(state)}))
+    """One line for each state; ``rounds.json`` has the rest."""
+    with about(run=state.run_id, track=state.track, round=state.round_id):
+        logger.info("%s", _words(state))
 
 
-def _event(state: TrackState) -> dict[str, Any]:
+def _words(state: TrackState) -> str:
     if state.metrics is not None:
-        return {"event": "evaluated", **state.metrics.as_dict()}
+        return f"evaluated: {canonical_json(state.metrics.as_dict())}"
     if not state.history:
-        return {"event": "prepared", "declined": sorted(state.declined)}
-    return {"event": "round closed", **plain(state.history[-1])}
+        return f"prepared; declined: {', '.join(sorted(state.declined)) or 'none'}"
+    report = state.history[-1]
+    return (
+        f"round closed: block {report.block}, {len(report.survivors)} sites, {len(report.dropouts)} lost, "
+        f"{report.exchanges} exchanges, {report.seconds:.1f} s, {report.waiting_s:.1f} s of them for sites"
+    )
 
 
 app = make_app(log_state)
