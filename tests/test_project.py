@@ -20,6 +20,8 @@ PACKAGES = ("client", "common", "server", "simulations")
 TARGETS = {"help", "demo", "federation", "test", "check", "bench", "soak", "bundle", "lock"}
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 README = (ROOT / "README.md").read_text()
+WALKTHROUGH = (ROOT / "docs" / "walkthrough.md").read_text()
+CODE_NAMES = sorted(set(re.findall(r"`((?:client|common|server|simulations)[./][\w./]+)`", WALKTHROUGH)))
 LOCK = (ROOT / "requirements.lock").read_text()
 PINNED = re.compile(r"(?P<name>[A-Za-z0-9._-]+)(\[[^]]*\])?==(?P<version>[^ ;]+)( ;[^\\]*)? \\")
 HASHED = re.compile(r"    --hash=sha256:[0-9a-f]{64}( \\)?")
@@ -114,6 +116,22 @@ def test_links_of_the_pages_lead_somewhere() -> None:
     for page in (*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "deploy" / "README.md"):
         for link in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text()):
             assert "://" in link or (page.parent / link).exists(), f"{page.name}: {link}"
+
+
+def test_the_walkthrough_names_code() -> None:
+    assert len(CODE_NAMES) > 80
+    assert {"client/home.py", "client.guard.Guard.check_task"} <= set(CODE_NAMES)
+
+
+@pytest.mark.parametrize("name", CODE_NAMES)
+def test_what_the_walkthrough_names_is_there(name: str) -> None:
+    if "/" in name:
+        assert (ROOT / name).is_file()
+        return
+    module = max((one for one in modules() if f"{name}.".startswith(f"{one}.")), key=len)
+    found = importlib.import_module(module)
+    for part in name.removeprefix(module).split(".")[1:]:
+        found = getattr(found, part)
 
 
 def test_ci_calls_make_check() -> None:
