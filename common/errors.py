@@ -621,8 +621,8 @@ class NoSuchPlanError(FederationError):
 
     def __init__(self, named: str, found: int, least: int) -> None:
         super().__init__(
-            f"plan {one_line(named)!r}: expected a package file, or {least} or more first digits of the digest "
-            f"of one plan that is known here; {found} plans begin like this"
+            f"plan {one_line(named)!r}: expected a package file, or {least} or more first digits of the "
+            f"digest of one plan that is known here; {found} plans begin like this"
         )
         self.named = named
         self.found = found

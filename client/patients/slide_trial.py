@@ -50,7 +50,7 @@ def survives(path: Path, settings: tuple[float, ...]) -> bool:
     question = b"\0".join([os.fsencode(path), *(str(value).encode() for value in settings)])
     try:
         # What the library says of the file stays out of logs.
-        run = subprocess.run(  # noqa: S603  # nothing of the file is in the command
+        run = subprocess.run(  # nothing of the file is in the command
             [sys.executable, "-c", _TRIAL],
             input=question,
             env=environment,

@@ -174,9 +174,7 @@ def test_keys_are_not_changed_while_a_daemon_runs(home: SiteHome) -> None:
     before = contents(home)
     with hold(home.consortium("south").daemon_lock):
         for words in (["--data"], ["--master"]):
-            with pytest.raises(
-                KeysInUseError, match=f"daemon of south first, process {os.getpid()}"
-            ):
+            with pytest.raises(KeysInUseError, match=f"daemon of south first, process {os.getpid()}"):
                 rotate(home, *words)
     home.consortium("south").daemon_lock.unlink()
     assert contents(home) == before

@@ -25,12 +25,17 @@ from common.errors import (
     FederationError,
     ForeignCodeError,
     GatewayRefusedError,
+    HomeInUseError,
     ImportRefusedError,
     KeysInUseError,
     LedgerBrokenError,
     LedgerMissingError,
     LedgerRolledBackError,
     NoCoordinatorError,
+    NoSuchPlanError,
+    NotConfirmedError,
+    NotReadyError,
+    NotRunningError,
     OtherConsortiumError,
     PlanExpiredError,
     PlanNotApprovedError,
@@ -67,6 +72,7 @@ from common.errors import (
     UnreachableError,
     UnsafeKeyError,
     UnsupportedSchemaError,
+    WorkerAwayError,
     WrongKeyError,
     WrongSecretError,
 )
@@ -232,6 +238,25 @@ EXAMPLES = [
     (CoordinatorDownError("a"), "a: nothing runs here; `consilium-coordinator up` starts it"),
     (PlanRefusedError("ab" * 32, "berlin has not enrolled"), "plan abababababab: berlin has not enrolled"),
     (RunRefusedError("first", "has finished"), "run first: has finished"),
+    (
+        HomeInUseError("a/home", "site.yaml"),
+        "a/home: expected an empty folder for a new home, found site.yaml",
+    ),
+    (
+        NoSuchPlanError("abcdef01", 2, 8),
+        "plan 'abcdef01': expected a package file, or 8 or more first digits of the digest of one plan "
+        "that is known here; 2 plans begin like this",
+    ),
+    (
+        NotConfirmedError("Approve?", "no"),
+        "not confirmed, nothing was changed: Approve? expected yes, got no",
+    ),
+    (
+        NotReadyError("a/identity.json", "site-b", "site site-a"),
+        "a/identity.json: expected site site-a, got site-b",
+    ),
+    (NotRunningError("a/home"), "a/home: no daemon runs here; `consilium-site start` starts it"),
+    (WorkerAwayError("a/worker.sock", "is not running"), "the worker at a/worker.sock is not running"),
     (SettingsError("rounds", 0, "a whole number >= 1"), "rounds: expected a whole number >= 1, got 0"),
 ]
 

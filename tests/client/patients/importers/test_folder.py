@@ -205,7 +205,10 @@ def test_an_id_that_may_be_shown_is_the_case_id(tmp_path: Path) -> None:
         ({**WHOLE, "schema": "1"}, "schema: expected 1"),
         ({**WHOLE, "schema": True}, "schema: expected 1"),
         ({**WHOLE, "schema": 0}, "schema: expected 1"),
-        ({**WHOLE, "schema": 2}, "patient: schema 2 is newer than 1, the newest this version reads; upgrade Consilium here"),
+        (
+            {**WHOLE, "schema": 2},
+            "patient: schema 2 is newer than 1, the newest this version reads; upgrade Consilium here",
+        ),
         (
             {**WHOLE, "observed": [{"id": "HP:12", "label": "Seizure"}]},
             "observed: [0]: expected a finding's id as HP: and seven digits",
