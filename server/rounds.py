@@ -104,6 +104,7 @@ class TrackState:
         adapter: What the next round trains from.
         optimizer: The server optimizer's moments, by block.
         declined: Reason by site, of the sites that refused to prepare; they are not asked again.
+        unpaid: Those of them that refused for their patients' budget.
         history: A report of every closed round.
         retried: Attempts at a round that lost too many sites and were made again.
         metrics: Pooled counts of ``adapter``; None until it is evaluated.
@@ -124,6 +125,7 @@ class TrackState:
     adapter: Adapter
     optimizer: OptimizerState = field(default_factory=dict)
     declined: Mapping[SiteId, str] = field(default_factory=dict)
+    unpaid: frozenset[SiteId] = frozenset()
     history: tuple[RoundReport, ...] = ()
     retried: int = 0
     metrics: MetricCounts | None = None
@@ -198,7 +200,9 @@ def run_track(
     if state.round_id >= rounds and state.metrics is not None:
         return state
     state = prepare(state, link)
+    # Before it may end here: who declined, and why, is what its administrator has to know.
     on_state(state)
+    require_willing(state)
 
     def train(before: TrackState) -> TrackState:
         return run_round(before, link, ledger, on_begin)
@@ -221,32 +225,41 @@ def prepare(state: TrackState, link: SiteLink) -> TrackState:
     said that it will not, for example because it has no patients for this track.
 
     Raises:
-        TooFewSurvivorsError: Too many declined for any round to close.
-        BudgetRefusedError: The same, and some of them for their patients' budget.
+        TooFewSurvivorsError: Too few can be reached for any round to close.
     """
     next_round = RoundId(state.round_id + 1)
     sites = choose_cohort(state.plan, state.track_plan, round_id=next_round, reachable=link.sites())
     task = PrepareTask(run_id=state.run_id, track=state.track, plan_digest=state.plan.digest())
     replies = dict(link.exchange(dict.fromkeys(sites, task), state.plan.aggregation.timeout_s))
     declined: dict[SiteId, str] = {}
-    spent: dict[str, str] = {}
+    unpaid: set[SiteId] = set()
     for site in sites:
         reply = replies.get(site)
         if isinstance(reply, Refusal) and reply.cause != "away":
             declined[site] = reply.reason
-            spent |= {site: reply.reason} if reply.cause in BUDGET_CAUSES else {}
+            unpaid |= {site} if reply.cause in BUDGET_CAUSES else set()
         elif reply != Ready(run_id=state.run_id, track=state.track, site_id=site):
             logger.warning("%s: %s: no word that it is ready; rounds will ask", state.track, site)
     for site, reason in declined.items():
         logger.info("%s: %s declined: %s", state.track, site, reason)
+    return replace(state, declined=declined, unpaid=frozenset(unpaid))
+
+
+def require_willing(state: TrackState) -> None:
+    """Refuse to begin where too few sites have not declined.
+
+    Raises:
+        TooFewSurvivorsError: Too many declined for any round to close.
+        BudgetRefusedError: The same, and some of them for their patients' budget.
+    """
+    next_round, everybody = RoundId(state.round_id + 1), state.plan.sites_of(state.track_plan)
     try:
-        everybody = state.plan.sites_of(state.track_plan)
         choose_cohort(
-            state.plan, state.track_plan, round_id=next_round, reachable=everybody, declined=declined
+            state.plan, state.track_plan, round_id=next_round, reachable=everybody, declined=state.declined
         )
     except TooFewSurvivorsError as error:
+        spent = {str(site): state.declined[site] for site in sorted(state.unpaid)}
         raise (BudgetRefusedError(next_round, spent) if spent else error) from error
-    return replace(state, declined=declined)
 
 
 def run_round(

@@ -42,8 +42,8 @@ from common.secagg.keys import SumContext
 from common.secagg.statements import unmask_shares_statement
 from common.train_words import TrainWords, train_fixed_point
 from common.wire import to_bytes
-from server.rounds import TrackState, evaluate, prepare, run_round, run_track
-from simulations.link import Fault, Handler, MemoryLink
+from server.rounds import TrackState, evaluate, prepare, require_willing, run_round, run_track
+from simulations.link import PREPARATION, Fault, Handler, MemoryLink
 from tests.fakes import (
     COUNTS,
     SITES,
@@ -462,7 +462,7 @@ def test_preparation_fails_where_too_many_decline() -> None:
     state = tiny_state()
     faults = {(RoundId(0), A): Fault.REFUSE, (RoundId(0), B): Fault.REFUSE}
     with pytest.raises(TooFewSurvivorsError, match="2 sites survived, 3 needed"):
-        prepare(state, MemoryLink(fake_sites(state.plan), faults))
+        require_willing(prepare(state, MemoryLink(fake_sites(state.plan), faults)))
 
 
 def test_evaluation_pools_counts() -> None:
@@ -633,7 +633,7 @@ def test_a_state_refuses_a_plan_with_a_site_that_nobody_approved() -> None:
 def test_the_package_says_what_the_coordinator_can_see() -> None:
     assert "secagg-v1" in str(server.__doc__)
     assert "only\nthe sum of the sites' updates" in str(server.__doc__)
-    assert "No noise protects single patients yet" in str(server.__doc__)
+    assert "every site adds its share of\nnoise before it masks" in str(server.__doc__)
 
 
 def test_a_site_whose_worker_is_away_has_not_declined() -> None:
@@ -643,3 +643,11 @@ def test_a_site_whose_worker_is_away_has_not_declined() -> None:
     assert prepare(state, MemoryLink(handlers)).declined == {}
     handlers[away] = lambda task: refusal(task.run_id, away, "no patients for this track")
     assert prepare(state, MemoryLink(handlers)).declined == {away: "no patients for this track"}
+
+
+def test_who_declined_is_told_before_the_track_ends_for_it() -> None:
+    state, seen = tiny_state(), []
+    faults = {(PREPARATION, site): Fault.REFUSE for site in SITES[:2]}
+    with pytest.raises(TooFewSurvivorsError, match="2 sites survived, 3 needed"):
+        run_track(state, MemoryLink(fake_sites(state.plan), faults), on_state=seen.append)
+    assert [sorted(one.declined) for one in seen] == [list(SITES[:2])]
