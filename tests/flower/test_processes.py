@@ -27,6 +27,9 @@ needs_flower = pytest.mark.skipif(
     bool(missing_scripts()), reason=f"needs Flower's scripts: {', '.join(missing_scripts())}"
 )
 
+# What the real daemons do through kills is in tests/simulations/trial, in every run of the suite.
+soak_only = pytest.mark.skipif("CONSILIUM_SOAK" not in os.environ, reason="two minutes; `make soak` runs it")
+
 ROUNDS = 2
 # Bounds for a busy machine: where nothing is late, nothing waits for them.
 EXCHANGE_S = 180.0
@@ -56,6 +59,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @needs_flower
+@soak_only
 def test_a_supernode_killed_after_its_upload_stays_in_the_sum(folder: Path) -> None:
     """Two rounds; in the second one SuperNode is gone before the masks come off. t = 3 of 4 sites."""
     plan = tiny_plan(rounds=ROUNDS, timeout_s=EXCHANGE_S)
@@ -85,6 +89,7 @@ def test_a_supernode_killed_after_its_upload_stays_in_the_sum(folder: Path) -> N
 
 
 @needs_flower
+@soak_only
 def test_a_supernode_killed_before_its_upload_is_recovered(folder: Path) -> None:
     lost, left = SITES[3], SITES[:3]
     recover = tiny_plan(rounds=1, timeout_s=EXCHANGE_S)
@@ -103,7 +108,7 @@ def test_a_supernode_killed_before_its_upload_is_recovered(folder: Path) -> None
 
 
 @needs_flower
-@pytest.mark.skipif("CONSILIUM_SOAK" not in os.environ, reason="two minutes; `make soak` runs it")
+@soak_only
 def test_a_round_that_loses_a_supernode_is_tried_again(folder: Path) -> None:
     lost, left = SITES[3], SITES[:3]
     abort = tiny_plan(rounds=1, timeout_s=EXCHANGE_S, lost_before_upload="abort")
