@@ -13,12 +13,13 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import date, datetime
+from pathlib import Path
 
 from client.approval import approved_sites
 from client.budget import cap_of, entries_of, require_room
 from client.home import ConsortiumHome, SiteHome
 from client.settings import SiteSettings
-from common.audit import AuditLog, read_entries
+from common.audit import AuditEntry, AuditLog, read_entries
 from common.checks import require_line
 from common.disclosures import not_covered
 from common.errors import (
@@ -37,6 +38,7 @@ from common.errors import (
 )
 from common.guarantee import certify, guarantee
 from common.ids import SiteId
+from common.locks import locked
 from common.plan import RunPlan, TrackPlan
 from common.plan_package import PlanPackage, read_package, write_package
 
@@ -53,7 +55,7 @@ class Approval:
     Attributes:
         digest: The plan's.
         name: The plan's, for people.
-        by: Who approved it, in order.
+        by: Who approved it, in order, nobody twice.
         since: When the last of them did, UTC.
         needed: How many have to.
     """
@@ -85,13 +87,14 @@ def approve_plan(
     if found:
         raise found[0]
     digest = package.plan.digest()
-    known = all_approvals(home, settings).get(digest)
-    if known is not None and _same(by) in map(_same, known.by):
-        raise ApprovedAlreadyError(digest, by)
-    # First: an approval whose package is not here would let nothing run.
-    write_package(package, home.packages)
-    AuditLog(home.approvals_file, lambda: now).append(APPROVE, plan=digest, name=package.plan.name, by=by)
-    return all_approvals(home, settings)[digest]
+    with locked(_lock_file(home)):
+        known = all_approvals(home, settings).get(digest)
+        if known is not None and _has_approved(by, known):
+            raise ApprovedAlreadyError(digest, by)
+        # First: an approval whose package is not here would let nothing run.
+        write_package(package, home.packages)
+        AuditLog(home.approvals_file, lambda: now).append(APPROVE, plan=digest, name=package.plan.name, by=by)
+        return all_approvals(home, settings)[digest]
 
 
 def withdraw_approval(
@@ -103,9 +106,10 @@ def withdraw_approval(
         PlanNotApprovedError: Nobody approved it.
     """
     require_line("by", by)
-    if digest not in all_approvals(home, settings):
-        raise PlanNotApprovedError(digest, 0, settings.approvals_needed)
-    AuditLog(home.approvals_file, lambda: now).append(WITHDRAW, plan=digest, by=by, reason=reason)
+    with locked(_lock_file(home)):
+        if digest not in all_approvals(home, settings):
+            raise PlanNotApprovedError(digest, 0, settings.approvals_needed)
+        AuditLog(home.approvals_file, lambda: now).append(WITHDRAW, plan=digest, by=by, reason=reason)
 
 
 def all_approvals(home: ConsortiumHome, settings: SiteSettings) -> dict[str, Approval]:
@@ -116,15 +120,22 @@ def all_approvals(home: ConsortiumHome, settings: SiteSettings) -> dict[str, App
         if entry.event == WITHDRAW:
             found.pop(digest, None)
         elif entry.event == APPROVE:
-            earlier = found[digest].by if digest in found else ()
-            found[digest] = Approval(
-                digest=digest,
-                name=str(entry.facts.get("name")),
-                by=(*earlier, str(entry.facts.get("by"))),
-                since=entry.time,
-                needed=settings.approvals_needed,
-            )
+            found[digest] = _with(entry, found.get(digest), settings.approvals_needed)
     return found
+
+
+def _with(entry: AuditEntry, earlier: Approval | None, needed: int) -> Approval:
+    """Where a plan's approval stands after one line more; the line of who approved before changes nothing."""
+    by = str(entry.facts.get("by"))
+    if earlier is not None and _has_approved(by, earlier):
+        return earlier
+    return Approval(
+        digest=str(entry.facts.get("plan")),
+        name=str(entry.facts.get("name")),
+        by=(*(earlier.by if earlier is not None else ()), by),
+        since=entry.time,
+        needed=needed,
+    )
 
 
 def approved(home: ConsortiumHome, settings: SiteSettings) -> dict[str, Approval]:
@@ -286,5 +297,10 @@ def _line(label: str, value: str) -> str:
     return f"{label:<{LABEL_WIDTH}}{value}"
 
 
-def _same(person: str) -> str:
-    return person.casefold()
+def _has_approved(person: str, approval: Approval) -> bool:
+    return person.casefold() in (known.casefold() for known in approval.by)
+
+
+def _lock_file(home: ConsortiumHome) -> Path:
+    # Not the list itself, which each reader and each line lock for themselves.
+    return home.approvals_file.with_suffix(".lock")

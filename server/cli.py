@@ -19,8 +19,9 @@ from server.site_commands import ENROL, INIT, REVOKE
 __all__ = ["NOT_RUNNING", "OK", "REFUSED", "UNUSABLE", "USAGE", "main"]
 
 _DESCRIPTION = """\
-Consilium's coordinator. It brings hospitals together that train one student, and sees nothing of their
-patients but noised sums of what all of them learned.
+Consilium's coordinator. It brings hospitals together that train one student, and sees no patient, but sums
+over all hospitals: of what they learned, noised as the plan's privacy mode says (in mode none not at all),
+and of right answers, which are exact in every mode.
 
 A new consortium is made in this order: init, up, enrol for each site, plan, run."""
 _STATUSES = """\

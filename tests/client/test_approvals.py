@@ -1,11 +1,15 @@
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from threading import Barrier, BrokenBarrierError
 from typing import Any
 
 import pytest
 
 from client.approvals import (
+    APPROVE,
     all_approvals,
     approve_plan,
     approved,
@@ -16,7 +20,7 @@ from client.approvals import (
 )
 from client.home import ConsortiumHome
 from client.settings import ModelSettings
-from common.audit import verify
+from common.audit import AuditLog, verify
 from common.errors import (
     ApprovedAlreadyError,
     AuditBrokenError,
@@ -79,6 +83,43 @@ def test_two_people_are_two_different_people(
         approved_package(home, settings, digest)
     assert approve_plan(home, settings, package, by="B. Board", now=NOW).is_complete
     assert list(approved(home, settings)) == [digest]
+
+
+def test_a_person_who_stands_in_the_list_twice_is_one_person(
+    home: ConsortiumHome, package: PlanPackage, tmp_path: Path
+) -> None:
+    settings, digest = site_settings(tmp_path, approvals_needed=2), package.plan.digest()
+    approve(home, settings, package, "A. Administrator")
+    # As two processes of an older version wrote them at one time.
+    AuditLog(home.approvals_file).append(APPROVE, plan=digest, name="a tiny plan", by="a. ADMINISTRATOR")
+    assert all_approvals(home, settings)[digest].by == ("A. Administrator",)
+    assert approved(home, settings) == {}
+    with pytest.raises(PlanNotApprovedError, match="approved by 1 of 2 people"):
+        approved_package(home, settings, digest)
+
+
+def test_of_approvals_of_one_person_at_one_time_one_is_written(
+    home: ConsortiumHome, package: PlanPackage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings, meeting = site_settings(tmp_path, approvals_needed=2), Barrier(2)
+
+    def meet(*_: Any) -> None:
+        # Who is between the look and the line waits for another one there, who must not come.
+        with suppress(BrokenBarrierError):
+            meeting.wait(timeout=0.5)
+
+    monkeypatch.setattr("client.approvals.write_package", meet)
+
+    def ask(_: int) -> bool:
+        try:
+            approve_plan(home, settings, package, by="A. Administrator", now=NOW)
+        except ApprovedAlreadyError:
+            return False
+        return True
+
+    with ThreadPoolExecutor(2) as pool:
+        assert sorted(pool.map(ask, range(2))) == [False, True]
+    assert verify(home.approvals_file).n == 1
 
 
 def test_a_plan_that_one_person_approved_waits_where_two_are_needed_later(

@@ -401,6 +401,14 @@ def test_what_makes_no_sense_is_a_usage_error(wrong: list[str], capsys: pytest.C
     assert left.value.code == USAGE
 
 
+def test_the_help_says_what_the_coordinator_sees(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "in mode none not at all" in said
+    assert "right answers, which are exact in every mode" in said
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_help_has_the_exit_statuses(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left:
