@@ -163,17 +163,31 @@ def save_result(state: TrackState, out: Path) -> None:
     write_text_durably(folder / "rounds.json", json.dumps(result, indent=1) + "\n")
 
 
-def log_state(state: TrackState) -> None:
-    """One line for each state; ``rounds.json`` has the rest."""
-    with about(run=state.run_id, track=state.track, round=state.round_id):
-        logger.info("%s", _words(state))
+class StateLog:
+    """One line for each state of each track; ``rounds.json`` has the rest."""
+
+    def __init__(self) -> None:
+        self._seen: set[tuple[str, str]] = set()
+
+    def __call__(self, state: TrackState) -> None:
+        """Log it."""
+        key = (state.run_id, state.track)
+        with about(run=state.run_id, track=state.track, round=state.round_id):
+            # A run that is resumed begins with a state of an earlier process.
+            logger.info("%s", _words(state) if state.history and key in self._seen else _first_words(state))
+        self._seen.add(key)
+
+
+def _first_words(state: TrackState) -> str:
+    if state.metrics is not None:
+        return _words(state)
+    after = f", goes on after round {state.round_id}" if state.history else ""
+    return f"prepared{after}; declined: {', '.join(sorted(state.declined)) or 'none'}"
 
 
 def _words(state: TrackState) -> str:
     if state.metrics is not None:
         return f"evaluated: {canonical_json(state.metrics.as_dict())}"
-    if not state.history:
-        return f"prepared; declined: {', '.join(sorted(state.declined)) or 'none'}"
     report = state.history[-1]
     return (
         f"round closed: block {report.block}, {len(report.survivors)} sites, {len(report.dropouts)} lost, "
@@ -181,4 +195,4 @@ def _words(state: TrackState) -> str:
     )
 
 
-app = make_app(log_state)
+app = make_app(StateLog())

@@ -205,8 +205,11 @@ def test_a_private_round_has_its_line_in_the_log_without_a_count(
     sites = fake_sites(plan, private_works(plan), budgets=fake_budgets(plan, tmp_path))
     state = run_round(private_state(plan), MemoryLink(sites))
     with caplog.at_level(logging.INFO, logger="server.app"):
-        server.app.log_state(state)
-    (record,) = caplog.records
+        log = server.app.StateLog()
+        log(state)
+        log(state)
+    first, record = caplog.records
+    assert first.getMessage() == "prepared, goes on after round 1; declined: none"
     assert "4 sites, 0 lost" in record.getMessage()
     assert "patients" not in record.getMessage()
 
