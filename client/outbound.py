@@ -15,8 +15,10 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import json
 import logging
 import os
+import re
 import signal
 import ssl
 import sys
@@ -31,7 +33,7 @@ from client.settings import read_settings
 from common.atomic import write_atomically
 from common.canonical import canonical_json
 from common.enrolment_messages import split_address
-from common.errors import BadFileError, FederationError, UnreachableError
+from common.errors import BadFileError, FederationError, UnreachableError, one_line
 from common.logs import configure
 
 logger = logging.getLogger(__name__)
@@ -45,6 +47,10 @@ IDLE_S = 300.0
 CLOSE_S = 5.0
 CHECK_S = 3600.0
 FAILED = 1
+
+_STATUS_LINE = re.compile(rb"HTTP/1\.1 ([0-9]{3}) ")
+# The gateway's 403; SuperLink's 401 and 412 for a node that it does not know, or no longer.
+_REFUSED = frozenset({401, 403, 412})
 
 # What the gateway's TLS says of a certificate that it does not take.
 _REFUSALS = {
@@ -149,9 +155,8 @@ class Outbound:
         self._open.add(task)
         try:
             out_reader, out_writer = await self._gateway.connect()
-            refused = await _both_ways(
-                (reader, writer), (out_reader, out_writer), lambda: self._become("connected", "")
-            )
+            answers = Answers(self._become)
+            refused = await _both_ways((reader, writer), (out_reader, out_writer), answers.follow)
             if refused:
                 self._become("refused", refused)
         except FederationError as error:
@@ -237,6 +242,42 @@ async def run(
         await outbound.close(server)
 
 
+class Answers:
+    """What the far end's HTTP answers on one connection say of this site: whether it is let in, or why not.
+
+    A certificate that was revoked while a connection was open is refused inside of it, where TLS has no say.
+    """
+
+    def __init__(self, become: Callable[[str, str], None]) -> None:
+        """Tell ``become`` a state, ``connected`` or ``refused``, and a reason."""
+        self._become = become
+        self._refused = 0
+
+    def follow(self, data: bytes) -> None:
+        """The next bytes that came from the far end."""
+        head, _, body = data.partition(b"\r\n\r\n")
+        found = _STATUS_LINE.match(head)
+        if found is None:
+            # More of an answer; a refusal's reason often comes behind its head.
+            if self._refused and data.startswith(b"{"):
+                self._become("refused", _reason(data, self._refused))
+            return
+        status = int(found[1])
+        self._refused = status if status in _REFUSED else 0
+        if self._refused:
+            self._become("refused", _reason(body, status))
+        else:
+            self._become("connected", "")
+
+
+def _reason(body: bytes, status: int) -> str:
+    """The gateway's own words, else the status: SuperLink answers a node that it does not know with one alone."""
+    try:
+        return one_line(str(json.loads(body)["error"]))
+    except (ValueError, KeyError, TypeError):
+        return f"this site's node is refused (HTTP {status})"
+
+
 def tls_reason(error: ssl.SSLError) -> str:
     """Why TLS failed, in words for an administrator."""
     for name, reason in _REFUSALS.items():
@@ -245,7 +286,7 @@ def tls_reason(error: ssl.SSLError) -> str:
     return f"TLS failed ({error.reason or type(error).__name__})"
 
 
-async def _both_ways(near: Streams, far: Streams, on_answer: Callable[[], None]) -> str:
+async def _both_ways(near: Streams, far: Streams, on_answer: Callable[[bytes], None]) -> str:
     """Carry until one end closes or nothing moves; what the far end's TLS refused, if it did.
 
     ``on_answer`` is called with what comes from the far end: in TLS 1.3 a client that is refused learns it
@@ -253,11 +294,14 @@ async def _both_ways(near: Streams, far: Streams, on_answer: Callable[[], None])
     """
     moved = asyncio.Event()
 
-    def answered() -> None:
+    def asked(data: bytes) -> None:
         moved.set()
-        on_answer()
 
-    up = asyncio.create_task(_pump(near[0], far[1], moved.set))
+    def answered(data: bytes) -> None:
+        moved.set()
+        on_answer(data)
+
+    up = asyncio.create_task(_pump(near[0], far[1], asked))
     down = asyncio.create_task(_pump(far[0], near[1], answered))
     watch = asyncio.create_task(_until_idle(moved))
     try:
@@ -280,10 +324,10 @@ async def _both_ways(near: Streams, far: Streams, on_answer: Callable[[], None])
 
 
 async def _pump(
-    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, on_data: Callable[[], None]
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, on_data: Callable[[bytes], None]
 ) -> None:
     while data := await reader.read(CHUNK):
-        on_data()
+        on_data(data)
         writer.write(data)
         # Waits while the other end is slow: no more than a few chunks lie here.
         await writer.drain()

@@ -20,7 +20,7 @@ from flwr.proto.node_pb2 import Node
 import client.outbound
 from client.enrolment import enrol, needs_renewal, read_coordinator
 from client.home import ConsortiumHome, SiteHome
-from client.outbound import main, run
+from client.outbound import Answers, main, run
 from common.certificates import Authority, certificate_pem, key_pem, make_csr, new_key, read_certificate
 from common.ids import SiteId
 from server.enrolment import serve
@@ -307,6 +307,8 @@ def test_a_revoked_site_is_not_renewed_and_gets_nowhere(
     with outbound(world, check_s=3600) as port, world.client(port) as client:
         revoke_site(world.coordinator, A)
         assert "was revoked" in client.get("/health").json()["error"]
+        until(lambda: world.status()["state"] == "refused")
+        until(lambda: "the certificate was revoked" in str(world.status()["reason"]))
     with outbound(world, check_s=0.05):
         until(lambda: "could not be renewed" in caplog.text)
     assert "site-a was revoked at" in caplog.text
@@ -366,3 +368,19 @@ def test_a_site_that_has_not_enrolled_has_no_way_out(
     assert main([str(tmp_path), CONSORTIUM]) == 1
     assert "coordinator.json: No such file or directory" in caplog.text
     assert main([str(tmp_path), "NOT A NAME"]) == 1
+
+
+def test_answers_of_the_far_end_tell_whether_this_site_is_let_in() -> None:
+    told: list[tuple[str, str]] = []
+    answers = Answers(lambda state, reason: told.append((state, reason)))
+    answers.follow(b"HTTP/1.1 200 OK\r\n\r\n{")
+    answers.follow(b'{"error": "of an answer that is none of a refusal"}')
+    answers.follow(b"HTTP/1.1 403 Forbidden\r\nx: y\r\n\r\n")
+    answers.follow(b'{"error": "the certificate was revoked"}')
+    answers.follow(b"HTTP/1.1 412 Precondition Failed\r\n\r\nno json")
+    assert told == [
+        ("connected", ""),
+        ("refused", "this site's node is refused (HTTP 403)"),
+        ("refused", "the certificate was revoked"),
+        ("refused", "this site's node is refused (HTTP 412)"),
+    ]
