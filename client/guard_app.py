@@ -236,7 +236,8 @@ class Door:
                 return None
             raise self._objection
         except FederationError as error:
-            failed = error
+            # Foreign code first: it says more than that its message is odd as well.
+            failed = self._objection or error
         run = run_name(context.run_id)
         self._guard.refuse(failed, run=run, kind=message.metadata.message_type)
         return _reply(reply_or_refusal(_raising(failed), run, self._site), message)

@@ -17,12 +17,12 @@ client_app = ClientApp()
 @server_app.main()
 def main(grid: Grid, context: Context) -> None:
     nodes = list(grid.get_node_ids())
-    sent = list(
-        grid.push_messages([Message(RecordDict(), node, MessageType.TRAIN, ttl=60) for node in nodes])
-    )
-    answers, deadline = [], time.monotonic() + LONGEST_S
-    while len(answers) < len(sent) and time.monotonic() < deadline:
-        for reply in grid.pull_messages(sent):
+    tasks = [Message(RecordDict(), node, MessageType.TRAIN, ttl=60) for node in nodes]
+    waiting, answers = set(grid.push_messages(tasks)), []
+    deadline = time.monotonic() + LONGEST_S
+    while waiting and time.monotonic() < deadline:
+        for reply in grid.pull_messages(list(waiting)):
+            waiting.discard(reply.metadata.reply_to_message_id)
             head = reply.content["head"]["json"] if reply.has_content() else f"error {reply.error.code}"
             answers.append(str(head))
         time.sleep(0.2)
