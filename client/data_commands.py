@@ -11,19 +11,23 @@ from typing import Any
 
 from client.home import SiteHome
 from client.keys import Keyring
+from client.patients.arrivals import Arrivals, import_patients
 from client.patients.data_check import DataCheck, check_source, counts
-from client.patients.importers.batches import add_batch
-from client.patients.importers.gather import Found, gather
 from client.patients.importers.sources import (
     RAW_KINDS,
     Source,
-    is_empty,
     kind_of,
     patient_groups,
     read_source,
 )
-from client.patients.records import SMALLEST_KEY, PatientRecord, PatientSet, Problem, is_line, pseudonym
-from client.patients.withdrawals import add_withdrawn, is_pseudonym, to_pseudonym, withdrawn_pseudonyms
+from client.patients.records import SMALLEST_KEY, PatientSet, Problem, is_line
+from client.patients.withdrawals import (
+    add_withdrawn,
+    count_withdrawn,
+    may_mean,
+    read_withdrawn,
+    to_pseudonym,
+)
 from client.settings import SiteSettings, read_settings
 from client.terminal import OK, REFUSED, Command, add_home, add_json, say, say_json, say_table
 from common.errors import FederationError, ImportRefusedError
@@ -52,8 +56,11 @@ Read a folder of patients and write those who can be used into this site's data 
 format, under pseudonyms: no id, date or file name of the hospital's goes with them, but for what stands in
 the text of a note. The source is not changed. Each import is one numbered batch (DATA/batch-0001), written
 whole or not at all; a later import adds the next one, with the patients who are not there yet. To replace
-patients, remove the batch that they are in and import again. Patients who withdrew (`withdraw`) are not
-imported.
+patients, remove the batch that they are in and import again. Patients who withdrew (`withdraw`), or of whom
+the source says so, are not imported. Of a patient who is there already the source may say that the consent
+was taken back, or lack a purpose that the batch has: such a patient is added to those who withdrew, and takes
+part no more; the table says how many have left. With --plan, an answer is chosen among the plan's where a
+diagnosis has codes of several systems, and whoever has none of them is left out.
 
 {_SOURCES}"""
 _WITHDRAW = f"""\
@@ -110,28 +117,6 @@ def data_commands(read: ReadFolder | None = None) -> tuple[Command, ...]:
     )
 
 
-def import_patients(
-    source: Source, home: SiteHome, settings: SiteSettings, key: bytes
-) -> tuple[Path, PatientSet]:
-    """Write a source's patients as the next batch of the site's data; its folder, and what became of whom.
-
-    Raises:
-        ImportRefusedError: It was imported before, or nothing of it is new.
-        BadFileError: The list of withdrawn patients, an image or an older batch cannot be read.
-    """
-    if source.kind == "imported":
-        raise ImportRefusedError(settings.data, "the source was written by an import itself")
-    held = "imported" if is_empty(settings.data) else kind_of(settings.data)
-    if held != "imported":
-        raise ImportRefusedError(
-            settings.data, f"it holds patients of its own ({held}), which are used as they are"
-        )
-    withdrawn = withdrawn_pseudonyms(home.withdrawn_file(settings.cohort), key)
-    staying = _without(source.patients, withdrawn)
-    records = tuple(_hidden(record, key) for record in staying.records)
-    return add_batch(settings.data, replace(staying, records=records), kind=source.kind, key=key)
-
-
 def withdraw_patients(
     patients: Iterable[str], home: SiteHome, settings: SiteSettings, key: bytes
 ) -> Withdrawn:
@@ -143,15 +128,17 @@ def withdraw_patients(
         ValueError: An id that can be none.
         BadFileError: The list cannot be read.
     """
-    pseudonyms = [to_pseudonym(key, patient) for patient in patients]
+    pseudonyms = {to_pseudonym(key, patient): may_mean(key, patient) for patient in patients}
     path = home.withdrawn_file(settings.cohort)
     # First, whatever may be wrong with the data.
     new = add_withdrawn(path, pseudonyms, key)
     groups = _groups(settings.data, key)
-    known = {one for one in pseudonyms if one in groups or one in groups.values()}
+    here = groups.keys() | groups.values()
+    known = [meant for meant in pseudonyms.values() if meant & here]
     # A patient of several images is the group of each of them.
-    add_withdrawn(path, [one for one, group in groups.items() if group in known], key)
-    return Withdrawn(new=new, known=len(known), unknown=len(set(pseudonyms) - known))
+    named = frozenset[str]().union(*known)
+    add_withdrawn(path, [one for one, group in groups.items() if group in named], key)
+    return Withdrawn(new=new, known=len(known), unknown=len(pseudonyms) - len(known))
 
 
 def _add_check_data(parser: argparse.ArgumentParser) -> None:
@@ -166,6 +153,12 @@ def _add_check_data(parser: argparse.ArgumentParser) -> None:
 def _add_import(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", type=Path, metavar="SOURCE", help="the folder of patients")
     add_home(parser, consortium=False)
+    parser.add_argument(
+        "--plan",
+        type=Path,
+        metavar="PACKAGE",
+        help="take answers as this plan package of the coordinator has them",
+    )
     _add_source(parser)
     add_json(parser)
 
@@ -235,36 +228,26 @@ def _import(arguments: argparse.Namespace) -> int:
         raise ImportRefusedError(
             settings.data, "it is the source, too; a folder of patients is used as it is"
         )
+    answers = None if arguments.plan is None else read_package(arguments.plan).answers
+    withdrawn = home.withdrawn_file(settings.cohort)
     with Keyring.open(home, settings) as keyring:
-        source = _source(arguments, keyring.pseudonym_key)
-        place, fresh = import_patients(source, home, settings, keyring.pseudonym_key)
-    check = check_source(replace(source, patients=fresh))
+        source = _source(arguments, keyring.pseudonym_key, answers)
+        done = import_patients(source, settings.data, withdrawn, keyring.pseudonym_key)
+    check = check_source(replace(source, patients=done.patients))
     if arguments.json:
-        say_json(CHECK_SCHEMA, {**_report(check), "batch": str(place)})
+        batch = None if done.batch is None else str(done.batch)
+        say_json(CHECK_SCHEMA, {**_report(check), "batch": batch, "left": done.left})
     else:
-        _say_check(arguments.folder, check)
-        say("imported", f"{len(fresh.records)} patients into {place}")
+        _say_check(arguments.folder, check, (("left, of earlier batches", done.left),))
+        _say_import(done)
     return REFUSED if check.refused else OK
 
 
-def _hidden(record: PatientRecord, key: bytes) -> PatientRecord:
-    """The record without ids of the source that a site's own folder may show: of the case, of the group."""
-    group = record.group
-    if group is not None and not is_pseudonym(group):
-        # Apart from the pseudonyms of patients: a family is often called like its first patient.
-        group = pseudonym(key, f"group {group}")
-    return replace(record, case_id=record.patient_id, group=group)
-
-
-def _without(patients: PatientSet, withdrawn: frozenset[str]) -> PatientSet:
-    """The patients who did not withdraw here; a problem for each of the others."""
-    met: list[Found | Problem] = list(patients.problems)
-    for record, place in zip(patients.records, patients.places, strict=True):
-        if withdrawn & {record.patient_id, record.group}:
-            met.append(place.problem("withdrawn: the consent was taken back at this site"))
-        else:
-            met.append(Found(record=record, file=place.file, line=place.line))
-    return gather(met)
+def _say_import(done: Arrivals) -> None:
+    if done.batch is None:
+        say("imported", "nobody: no patient of the source is new")
+    else:
+        say("imported", f"{len(done.patients.records)} patients into {done.batch}")
 
 
 def _withdraw(arguments: argparse.Namespace) -> int:
@@ -285,13 +268,13 @@ def _withdraw(arguments: argparse.Namespace) -> int:
 
 
 def _list_withdrawn(arguments: argparse.Namespace, home: SiteHome, settings: SiteSettings, key: bytes) -> int:
-    withdrawn = withdrawn_pseudonyms(home.withdrawn_file(settings.cohort), key)
-    known = len(withdrawn & _groups(settings.data, key).keys())
+    path = home.withdrawn_file(settings.cohort)
+    number = count_withdrawn(path, key)
+    known = len(read_withdrawn(path, key) & _groups(settings.data, key).keys())
     if arguments.json:
-        content = {"cohort": settings.cohort, "withdrawn": len(withdrawn), "known": known}
-        say_json(WITHDRAWN_SCHEMA, content)
+        say_json(WITHDRAWN_SCHEMA, {"cohort": settings.cohort, "withdrawn": number, "known": known})
     else:
-        say("withdrawn", f"{len(withdrawn)} patients of {settings.cohort}; {known} are in {settings.data}")
+        say("withdrawn", f"{number} patients of {settings.cohort}; {known} are in {settings.data}")
     return OK
 
 
@@ -324,12 +307,12 @@ def _problem_row(problem: Problem) -> dict[str, Any]:
     return {"file": problem.file, "line": problem.line, "reason": problem.reason}
 
 
-def _say_check(folder: Path, check: DataCheck) -> None:
+def _say_check(folder: Path, check: DataCheck, more: Sequence[tuple[str, int]] = ()) -> None:
     title = (
         f"{folder}, {check.kind}: {len(check.accepted)} patients accepted, {len(check.refused)} refusals, "
         f"{len(check.warnings)} warnings"
     )
-    say_table(title, ("accepted", "patients"), counts(check.accepted))
+    say_table(title, ("accepted", "patients"), [*counts(check.accepted), *more])
     for heading, problems in (("refused", check.refused), ("warning", check.warnings)):
         if problems:
             rows = [(one.file, "" if one.line is None else one.line, one.reason) for one in problems]

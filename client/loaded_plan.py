@@ -24,8 +24,9 @@ from client.lessons import SiteTeaching
 from client.patients.importers.sources import read_patients
 from client.patients.notes import read_facial_ids
 from client.patients.splits import split_by_patient
+from client.patients.withdrawals import read_withdrawn
 from client.settings import Device, ModelSettings, SiteSettings
-from client.site_patients import Excluded, SitePatients, Views, read_withdrawn
+from client.site_patients import Excluded, SitePatients, Views
 from client.student.model import Student, adapter_spec, digest_base, load_base, make_student
 from client.teacher.eyes import ImageEncoder, NoteEncoder, load_image_encoder, load_note_encoder
 from client.teacher.fit import TeacherRecipe

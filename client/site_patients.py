@@ -9,18 +9,15 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from client.patients.notes import Facial, ModelView, model_view
-from client.patients.records import PatientRecord, pseudonym
+from client.patients.records import PatientRecord
 from client.patients.stain import Stain, stain_normalized
 from client.preferences.answers import write_prompt
 from client.student.prompts import StudentPrompt
-from common.errors import BadFileError
 from common.ids import SiteId
 from common.tracks import Modality, Track
 
-COMMENT = "#"
 Excluded = Callable[[], frozenset[str]]
 """Who takes no part any more, by pseudonym; asked anew for each task."""
 
@@ -28,27 +25,6 @@ Excluded = Callable[[], frozenset[str]]
 def nobody() -> frozenset[str]:
     """Excluded: none."""
     return frozenset()
-
-
-def read_withdrawn(path: Path, key: bytes) -> frozenset[str]:
-    """The pseudonyms of those who took the consent back; nobody where there is no file.
-
-    A line holds a pseudonym, or an id of the hospital's own, which ``key`` makes a pseudonym of; what
-    begins with ``#`` is a comment.
-
-    Raises:
-        BadFileError: The list cannot be read. It must not be taken for an empty one.
-    """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        return frozenset()
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadFileError(path, f"not a readable list of ids ({type(error).__name__})") from error
-    named = {line.strip() for line in text.splitlines()}
-    ids = {line for line in named if line and not line.startswith(COMMENT)}
-    # An id of the hospital's own may look like a pseudonym.
-    return frozenset(ids | {pseudonym(key, one) for one in ids})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -89,11 +89,16 @@ def read_bytes(path: Path) -> bytes:
 
 def sync_folder(folder: Path) -> None:
     """Bring the folder's names to the disk: a file is as durable as the folder that names it."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    _sync(folder)
+
+
+def sync_tree(folder: Path) -> None:
+    """Bring everything under a folder to the disk, files and names; links are not followed."""
+    for parent, _, names in os.walk(folder):
+        for path in (Path(parent, name) for name in names):
+            if path.is_file() and not path.is_symlink():
+                _sync(path)
+        _sync(Path(parent))
 
 
 def lock_file(path: Path, *, shared: bool = False) -> IO[bytes] | None:
@@ -109,6 +114,14 @@ def lock_file(path: Path, *, shared: bool = False) -> IO[bytes] | None:
         file.close()
         return None
     return file
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _parsed(path: Path, data: bytes) -> dict[str, Any]:

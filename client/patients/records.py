@@ -137,11 +137,13 @@ class Problem:
         file: The file's path inside the folder that was read.
         line: Its line, counted from 1; None if the whole file is meant.
         reason: What was expected, or what was found.
+        ended: Pseudonym of a patient of whom there is no record, where the file says that no consent is left.
     """
 
     file: str
     line: int | None = None
     reason: str
+    ended: str | None = field(default=None, repr=False)
 
     def __str__(self) -> str:
         place = self.file if self.line is None else f"{self.file}:{self.line}"
@@ -160,9 +162,9 @@ class Place:
     file: str
     line: int | None = None
 
-    def problem(self, reason: str) -> Problem:
-        """Something that is wrong with what was found here."""
-        return Problem(file=self.file, line=self.line, reason=reason)
+    def problem(self, reason: str, *, ended: str | None = None) -> Problem:
+        """Something that is wrong with what was found here; ``ended`` as of `Problem`."""
+        return Problem(file=self.file, line=self.line, reason=reason, ended=ended)
 
 
 @dataclass(frozen=True, kw_only=True)

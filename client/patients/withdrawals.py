@@ -12,7 +12,9 @@ from pathlib import Path
 
 from client.patients.records import is_line, pseudonym
 from common.atomic import write_atomically
+from common.durable import sync_folder
 from common.errors import BadFileError
+from common.locks import locked
 
 COMMENT = "#"
 
@@ -29,23 +31,39 @@ def read_lines_of(path: Path) -> tuple[str, ...]:
     return tuple(line for line in lines if line and not line.startswith(COMMENT))
 
 
-def withdrawn_pseudonyms(path: Path, key: bytes) -> frozenset[str]:
-    """The pseudonyms in the list, those of ids that people wrote into it included."""
-    return frozenset(to_pseudonym(key, line) for line in read_lines_of(path))
+def read_withdrawn(path: Path, key: bytes) -> frozenset[str]:
+    """The pseudonyms of those who took the consent back; nobody where there is no file.
+
+    A line counts as all that it `may_mean`. BadFileError as of `read_lines_of`.
+    """
+    return frozenset(one for line in read_lines_of(path) for one in may_mean(key, line))
+
+
+def count_withdrawn(path: Path, key: bytes) -> int:
+    """How many people the list names, each once. BadFileError as of `read_lines_of`."""
+    return len({line if is_pseudonym(line) else pseudonym(key, line) for line in read_lines_of(path)})
+
+
+def may_mean(key: bytes, patient: str) -> frozenset[str]:
+    """The pseudonyms that an id or a pseudonym may mean: an id of the hospital's own may look like one."""
+    hashed = pseudonym(key, patient)
+    return frozenset({patient, hashed} if is_pseudonym(patient) else {hashed})
 
 
 def add_withdrawn(path: Path, pseudonyms: Iterable[str], key: bytes) -> int:
     """Add to the list whoever is not in it; how many they are.
 
-    Guarantee: what was in the list stays in it, also after a crash.
+    Guarantee: what was in the list stays in it, also after a crash, and where several add at one time.
     """
-    known = withdrawn_pseudonyms(path, key)
-    new = [one for one in dict.fromkeys(pseudonyms) if one not in known]
-    if new:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        before = _text(path)
-        ending = "" if not before or before.endswith("\n") else "\n"
-        write_atomically(path, before + ending + "".join(f"{one}\n" for one in new), private=True)
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with locked(path.with_name(f".{path.name}.lock")):
+        known = read_withdrawn(path, key)
+        new = [one for one in dict.fromkeys(pseudonyms) if one not in known]
+        if new:
+            before = _text(path)
+            ending = "" if not before or before.endswith("\n") else "\n"
+            write_atomically(path, before + ending + "".join(f"{one}\n" for one in new), private=True)
+            sync_folder(path.parent)
     return len(new)
 
 

@@ -269,7 +269,7 @@ def test_a_later_import_adds_who_is_new_and_says_who_is_there(home: Path, tmp_pa
     assert len(imported(home)) == 2
     assert run("import", packets(tmp_path / "three", "18"), "--home", home)[0] == 1
     assert run("check-data", tmp_path / "data")[1]["accepted"]["patients"] == 2
-    assert len(list((tmp_path / "data").iterdir())) == 2
+    assert len(list((tmp_path / "data").glob("batch-*"))) == 2
 
 
 def test_what_an_export_says_of_consent_comes_along(home: Path, tmp_path: Path, run: Run) -> None:
@@ -280,13 +280,112 @@ def test_what_an_export_says_of_consent_comes_along(home: Path, tmp_path: Path, 
         document(attachment(b"Two."), of="p2"),
     ]
     folder = export(tmp_path / "fhir", *rows, consent(permit("HRESCH")), consent(of="p2", status="inactive"))
-    assert run("import", folder, "--home", home)[0] == 0
-    assert [(one.consent, one.withdrawn) for one in imported(home)] == [
-        ({"research"}, False),
-        (frozenset(), True),
-    ]
+    status, report = run("import", folder, "--home", home)
+    assert (status, report["left"]) == (3, 0)
+    assert [one["reason"] for one in report["refused"]] == ["withdrawn: the consent was taken back"]
+    assert [(one.consent, one.withdrawn) for one in imported(home)] == [({"research"}, False)]
+    assert b"Two." not in b"".join(snapshot(tmp_path / "data").values())
+    assert not SiteHome(home).withdrawn_file("patients").exists()
     status, report = run("import", folder, "--home", home, "--consent", "research")
     assert (status, "each patient's own consent" in report["error"]) == (1, True)
+
+
+LATER: list[tuple[dict[str, Any], str]] = [
+    ({"withdrawn": True}, "withdrawn: the consent was taken back at this site"),
+    ({"consent": []}, "withdrawn: the consent was taken back at this site"),
+    ({"consent": ["care"]}, "withdrawn: the consent was taken back at this site"),
+    ({"withdrawn": True, "note": None}, "expected a note, a photo, a slide or a finding, got none of them"),
+    ({"consent": None, "surname": "Smith"}, "unknown keys: surname"),
+]
+
+
+@pytest.mark.parametrize(("change", "reason"), LATER)
+def test_whose_consent_has_ended_by_a_later_source_takes_part_no_more(
+    home: Path, tmp_path: Path, run: Run, change: dict[str, Any], reason: str
+) -> None:
+    rows = [GOOD, {**GOOD, "patient_id": "b"}]
+    run("import", write_patients(tmp_path / "one", *rows), "--home", home)
+    rows[0] = {key: value for key, value in {**GOOD, **change}.items() if value is not None}
+    source = write_patients(tmp_path / "two", *rows, {**GOOD, "patient_id": "c"})
+    status, report = run("import", source, "--home", home)
+    assert (status, report["left"], report["accepted"]["patients"]) == (3, 1, 1)
+    assert [one["reason"] for one in report["refused"] if one["line"] == 1] == [reason]
+    listed = SiteHome(home).withdrawn_file("patients").read_text()
+    assert listed == f"{pseudonym(key_of(home), 'good')}\n"
+    # Again: nobody more, and nothing new.
+    assert run("import", source, "--home", home)[0] == 1
+    assert SiteHome(home).withdrawn_file("patients").read_text() == listed
+
+
+def test_a_later_export_that_brings_nobody_is_no_failure_where_somebody_has_left(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("--home", str(home))
+    main(["import", str(write_patients(tmp_path / "one", GOOD)), *words])
+    source = write_patients(tmp_path / "two", {**GOOD, "withdrawn": True})
+    capsys.readouterr()
+    assert main(["import", str(source), *words]) == 3
+    said = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert "left, of earlier batches 1" in said
+    assert "imported nobody: no patient of the source is new" in said
+    assert len(list((tmp_path / "data").glob("batch-*"))) == 1
+
+
+FIRST = (patient("p1"), patient("p2"), document(attachment(b"One.")), document(attachment(b"Two."), of="p2"))
+AGREED = (consent(permit("HRESCH")), consent(permit("HRESCH"), of="p2"))
+
+
+@pytest.mark.parametrize(
+    ("later", "left"),
+    [
+        ((*FIRST, AGREED[0], consent(of="p2", status="inactive")), {"p2"}),
+        ((*FIRST, AGREED[0], consent({"type": "deny"}, of="p2")), {"p2"}),
+        # No Consent at all, beside one of another patient.
+        ((*FIRST, AGREED[0]), {"p2"}),
+        # Nothing is left of the patient but the consent that was ended; then not even the patient.
+        ((*FIRST[:3], AGREED[0], consent(of="p2", status="inactive")), {"p2"}),
+        ((FIRST[0], FIRST[2], AGREED[0], consent(of="p2", status="inactive")), {"p2"}),
+        ((*FIRST, AGREED[0], consent(of="p2", status="inactive"), {**FIRST[1], "gender": 1}), {"p2"}),
+        (FIRST, set()),
+        ((*FIRST, *AGREED), set()),
+        # Of consents that cannot be read nobody says that they were taken back.
+        ((*FIRST, AGREED[0], {"resourceType": "Consent", "id": "broken"}), set()),
+    ],
+)
+def test_a_later_export_takes_back_what_it_says_and_silence_takes_back_nothing(
+    home: Path, tmp_path: Path, run: Run, later: tuple[dict[str, Any], ...], left: set[str]
+) -> None:
+    assert run("import", export(tmp_path / "one", *FIRST, *AGREED), "--home", home)[0] == 0
+    run("import", export(tmp_path / "two", *later), "--home", home)
+    listed = SiteHome(home).withdrawn_file("patients")
+    found = set(listed.read_text().split()) if listed.exists() else set()
+    assert found == {pseudonym(key_of(home), one) for one in left}
+
+
+def test_a_source_that_says_nothing_of_consent_takes_none_back(home: Path, tmp_path: Path, run: Run) -> None:
+    run("import", packets(tmp_path / "one", "17"), "--home", home, "--consent", "research")
+    assert run("import", packets(tmp_path / "two", "17", "18"), "--home", home)[1]["left"] == 0
+    assert not SiteHome(home).withdrawn_file("patients").exists()
+
+
+MONDO = {"system": "http://purl.obolibrary.org/obo/mondo.owl", "code": "MONDO:0007947"}
+
+
+def test_an_import_for_a_plan_takes_the_answers_that_the_plan_has(
+    home: Path, tmp_path: Path, run: Run
+) -> None:
+    of_mondo = AnswerList(answers=(Answer(id="MONDO:0007947", name="Marfan syndrome"),))
+    both = condition(MARFAN)
+    both["code"]["coding"].append(MONDO)
+    rows = [*FIRST, *AGREED, both, condition(MARFAN, of="p2")]
+    words = ("--home", home, "--plan", package(tmp_path, of_mondo))
+    status, report = run("import", export(tmp_path / "fhir", *rows), *words)
+    assert (status, report["accepted"]["patients"]) == (3, 1)
+    assert "code: not among the plan's 1 answers" in [one["reason"] for one in report["refused"]]
+    assert [one.label for one in imported(home)] == [{"rare_disease": "MONDO:0007947"}]
+    (tmp_path / "plan.json").write_text("{}")
+    words = ("--home", home, "--plan", tmp_path / "plan.json")
+    assert run("import", tmp_path / "fhir", *words)[0] == 1
 
 
 @pytest.mark.parametrize("name", ["patients.jsonl", "manifest.csv", "Patient.ndjson", "1.json"])
@@ -353,6 +452,18 @@ def test_a_patient_of_several_images_withdraws_all_of_them(home: Path, tmp_path:
     run("withdraw", "source/p1", "--home", home)
     listed = SiteHome(home).withdrawn_file("patients").read_text().split()
     assert set(listed) == {family, pseudonym(key, "image 1"), pseudonym(key, "image 2")}
+
+
+def test_an_id_that_looks_like_a_pseudonym_withdraws_whoever_has_it(
+    home: Path, tmp_path: Path, run: Run
+) -> None:
+    name = "ab" * 32
+    run("import", write_patients(tmp_path / "source", {**GOOD, "patient_id": name}), "--home", home)
+    report = run("withdraw", name, "--home", home)[1]
+    assert (report["new"], report["known"], report["unknown"]) == (1, 1, 0)
+    assert run("withdraw", "--list", "--home", home)[1]["known"] == 1
+    source = write_patients(tmp_path / "again", {**GOOD, "patient_id": name}, {**GOOD, "patient_id": "b"})
+    assert run("import", source, "--home", home)[1]["accepted"]["patients"] == 1
 
 
 def test_people_are_told_how_many_and_never_who(home: Path, capsys: pytest.CaptureFixture[str]) -> None:

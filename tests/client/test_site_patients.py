@@ -1,14 +1,12 @@
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from client.patients.photos import ImageRef
-from client.patients.records import Finding, PatientRecord, pseudonym
+from client.patients.records import Finding, PatientRecord
 from client.patients.stain import normalize_stain
-from client.site_patients import SitePatients, Views, nobody, read_withdrawn, site_prompts
-from common.errors import BadFileError
+from client.site_patients import SitePatients, Views, site_prompts
 from common.tracks import RARE_DISEASE, TISSUE_TYPE
 
 
@@ -63,24 +61,3 @@ def test_what_the_photo_shows_is_hidden_whichever_track_asks() -> None:
 def test_a_patient_in_train_and_test_is_refused() -> None:
     with pytest.raises(ValueError, match="Expected no patient in train and test, got 1"):
         SitePatients(train=(NOTE,), test=(NOTE,), views=Views())
-
-
-KEY = b"k" * 32
-
-
-def test_who_withdrew_is_named_by_pseudonym_or_by_the_hospitals_own_id(tmp_path: Path) -> None:
-    path, already = tmp_path / "withdrawn.txt", "ab" * 32
-    assert read_withdrawn(path, KEY) == nobody() == frozenset()
-    path.write_text(f"\ufeff# since November\n\n  case 17  \r\n{already}\n", encoding="utf-8")
-    found = read_withdrawn(path, KEY)
-    assert {pseudonym(KEY, "case 17"), already} <= found
-    assert not any(one.startswith("#") or not one for one in found)
-
-
-def test_a_list_of_withdrawals_that_cannot_be_read_is_not_an_empty_one(tmp_path: Path) -> None:
-    path = tmp_path / "withdrawn.txt"
-    path.write_bytes(b"\xff")
-    with pytest.raises(BadFileError, match="not a readable list of ids"):
-        read_withdrawn(path, KEY)
-    with pytest.raises(BadFileError):
-        read_withdrawn(tmp_path, KEY)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from common.durable import lock_file, read_durable, write_durable
+from common.durable import lock_file, read_durable, sync_tree, write_durable
 from common.errors import BadFileError, UnsupportedSchemaError
 
 KIND = "consilium example"
@@ -25,6 +25,18 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     write_durable(path, KIND, 3, {"name": "a", "number": 1})
     assert read(path) == {"name": "a", "number": 1}
     assert [each.name for each in tmp_path.iterdir()] == ["file.json"]
+
+
+def test_everything_under_a_folder_is_brought_to_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "a" / "b" / "file").touch()
+    (tmp_path / "a" / "link").symlink_to(tmp_path / "nowhere")
+    synced: list[str] = []
+    monkeypatch.setattr(os, "fsync", lambda one: synced.append(str(Path(f"/proc/self/fd/{one}").readlink())))
+    sync_tree(tmp_path / "a")
+    assert sorted(synced) == [str(tmp_path / "a"), str(tmp_path / "a/b"), str(tmp_path / "a/b/file")]
 
 
 def test_a_private_file_is_its_owners_alone(tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ that the ids are pseudonyms already:
 ===========  ==========================================================================================
 
 A batch is written beside its place and moved there when it is whole. It is never changed: another import
-adds the next number, with the patients that no earlier batch has.
+adds the next number, with the patients that no earlier batch has. Imports into one folder wait for each
+other, by the lock of ``DATA/.import.lock``.
 """
 
 from __future__ import annotations
@@ -36,7 +37,9 @@ from client.patients.records import PatientRecord, PatientSet, Problem, require_
 from common.atomic import write_atomically
 from common.canonical import read_object
 from common.checks import require, require_date, require_schema, require_whole
+from common.durable import sync_folder
 from common.errors import BadFileError, ImportRefusedError, SettingsError
+from common.locks import locked
 from common.tracks import AnswerList
 
 MARKER_FILE = "imported.json"
@@ -44,6 +47,9 @@ MARKER_SCHEMA = 1
 MOST_BATCHES = 9999
 PRIVATE_FOLDER = 0o700
 
+LOCK_FILE = ".import.lock"
+
+_UNFINISHED = ".batch-*.partial"
 _BATCH = re.compile(r"batch-[0-9]{4}")
 _KEY_LABEL = b"consilium mark of a pseudonym key 1"
 
@@ -70,6 +76,21 @@ class Marker:
         require_date("day", self.day)
         require_whole("patients", self.patients, 1)
         require_whole("refused", self.refused, 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Held:
+    """What a batch says of one patient, as far as another import asks.
+
+    Attributes:
+        batch: Its name.
+        group: The patient's; None if there is none.
+        consent: Purposes that the patient agreed to.
+    """
+
+    batch: str
+    group: str | None
+    consent: frozenset[str]
 
 
 def key_mark(key: bytes) -> str:
@@ -122,19 +143,19 @@ def read_batches(
     return gather(_read_all(batches_of(folder), key, answers, today))
 
 
-def batch_ids(folder: Path, key: bytes) -> Mapping[str, tuple[str, str | None]]:
-    """The batch and the group of each pseudonym that was imported; no image is opened for it.
+def held_patients(folder: Path, key: bytes) -> Mapping[str, Held]:
+    """What the batches hold, by pseudonym; no image is opened for it.
 
     Raises:
         BadFileError: A batch is not one, or its pseudonyms are of another key.
     """
-    known: dict[str, tuple[str, str | None]] = {}
+    known: dict[str, Held] = {}
     for batch in batches_of(folder):
         _checked_marker(batch, key)
         with (batch / PATIENTS_FILE).open("rb") as file:
             # A damaged line is for whoever reads the batch to report.
             rows = (line[1] for line in read_lines(file, PATIENTS_FILE) if not isinstance(line, Problem))
-            known.update((str(row.get("patient_id")), (batch.name, row.get("group"))) for row in rows)
+            known.update((str(row.get("patient_id")), _held(batch, row)) for row in rows)
     return known
 
 
@@ -143,28 +164,38 @@ def add_batch(
 ) -> tuple[Path, PatientSet]:
     """Write what is new as the next batch; its folder, and what was imported, with a line for the rest.
 
+    What imports that were killed left behind is removed.
+
     Guarantee: after an error no batch is there that was not there before, and no old one is changed.
+
+    Guarantee: a batch that is there is whole on the disk.
 
     Raises:
         ImportRefusedError: There is nothing new, or the folder holds patients that were not imported.
         BadFileError: An image could not be read any more, or an older batch is of another key.
     """
     _require_imports_only(folder)
-    before = batches_of(folder)
-    known = {one: batch for one, (batch, _) in batch_ids(folder, key).items()}
-    fresh = _without_known(patients, known)
-    if not fresh.records:
-        raise ImportRefusedError(folder, "no patient of the source can be used, or all are here already")
-    place = folder / f"batch-{_next_number(folder, before):04d}"
-    marker = Marker(
-        kind=kind,
-        day=(today or date.today()).isoformat(),
-        patients=len(fresh.records),
-        refused=len(fresh.problems),
-        key=key_mark(key),
-    )
-    _write(place, fresh.records, marker)
+    with locked(folder / LOCK_FILE):
+        _remove_unfinished(folder)
+        fresh = _without_known(patients, held_patients(folder, key))
+        if not fresh.records:
+            raise ImportRefusedError(folder, "no patient of the source can be used, or all are here already")
+        place = folder / f"batch-{_next_number(folder, batches_of(folder)):04d}"
+        marker = Marker(
+            kind=kind,
+            day=(today or date.today()).isoformat(),
+            patients=len(fresh.records),
+            refused=len(fresh.problems),
+            key=key_mark(key),
+        )
+        _write(place, fresh.records, marker)
     return place, fresh
+
+
+def _remove_unfinished(folder: Path) -> None:
+    """Remove what is of no import any more: whoever holds the lock is the only one at work."""
+    for left in folder.glob(_UNFINISHED):
+        shutil.rmtree(left)
 
 
 def _write(place: Path, records: Sequence[PatientRecord], marker: Marker) -> None:
@@ -174,10 +205,18 @@ def _write(place: Path, records: Sequence[PatientRecord], marker: Marker) -> Non
         write_folder(unfinished, records)
         row = {"schema": MARKER_SCHEMA, **marker.__dict__}
         write_atomically(unfinished / MARKER_FILE, json.dumps(row, indent=1) + "\n", private=True)
-        # Refused by the file system where another import took the number meanwhile.
+        sync_folder(unfinished)
+        # Refused by the file system where somebody took the number meanwhile.
         unfinished.rename(place)
+        sync_folder(place.parent)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _held(batch: Path, row: Mapping[str, Any]) -> Held:
+    consent = row.get("consent")
+    agreed = frozenset(map(str, consent)) if isinstance(consent, list) else frozenset[str]()
+    return Held(batch=batch.name, group=row.get("group"), consent=agreed)
 
 
 def _marker(content: dict[str, Any]) -> Marker:
@@ -218,15 +257,15 @@ def _checked_marker(batch: Path, key: bytes | None) -> Marker:
     return marker
 
 
-def _without_known(patients: PatientSet, known: Mapping[str, str]) -> PatientSet:
+def _without_known(patients: PatientSet, known: Mapping[str, Held]) -> PatientSet:
     """The patients whom no batch has; of each of the others a problem."""
     fresh: list[Found | Problem] = list(patients.problems)
     for record, place in zip(patients.records, patients.places, strict=True):
-        batch = known.get(record.patient_id)
-        if batch is None:
+        held = known.get(record.patient_id)
+        if held is None:
             fresh.append(Found(record=record, file=place.file, line=place.line))
         else:
-            fresh.append(place.problem(f"patient_id: imported before, as part of {batch}"))
+            fresh.append(place.problem(f"patient_id: imported before, as part of {held.batch}"))
     return gather(fresh)
 
 

@@ -29,6 +29,7 @@ from functools import partial
 from pathlib import Path
 
 from client.patients.importers.fhir_chart import Chart
+from client.patients.importers.fhir_consent import Decision, has_ended, read_consent
 from client.patients.importers.fhir_files import Export, ExportFile, count_lines, find_files, read_resources
 from client.patients.importers.fhir_resources import (
     READ_TYPES,
@@ -45,6 +46,7 @@ from client.patients.slides import Tiling
 from common.errors import BadFileError
 from common.tracks import AnswerList
 
+_ENDED = "the consent has ended of a patient of whom nothing else can be used"
 _LOST = "no consent counts in this export until every line of consents can be read: any of them may deny"
 
 
@@ -55,10 +57,12 @@ class FhirRead:
     Attributes:
         patients: The records, and what could not be read.
         unread: What was counted and left alone, by type and reason.
+        tells_consent: Whether it has Consent resources, and all of them could be read.
     """
 
     patients: PatientSet
     unread: Mapping[str, int]
+    tells_consent: bool
 
 
 def read_fhir(
@@ -95,7 +99,11 @@ def read_fhir(
     reading = Reading(folder=folder, answers=answers, today=today or date.today(), tiling=tiling or Tiling())
     charts = _Charts(reading=reading, key=key)
     patients = gather(_read_all(export, charts, consent))
-    return FhirRead(patients=patients, unread=dict(sorted(charts.unread.items())))
+    return FhirRead(
+        patients=patients,
+        unread=dict(sorted(charts.unread.items())),
+        tells_consent=charts.tells_consent(export),
+    )
 
 
 @dataclass(kw_only=True)
@@ -109,6 +117,7 @@ class _Charts:
         refused: Those whose could not.
         replaced: Links of Patient resources that another one replaces.
         numbers: Whose a medical record number is.
+        others: Consents of those of whom no Patient resource could be used.
         unread: What was counted.
         are_consents_whole: False once a consent was lost that could have been anybody's.
     """
@@ -119,8 +128,13 @@ class _Charts:
     refused: set[str] = field(default_factory=set)
     replaced: list[tuple[Row, Place]] = field(default_factory=list)
     numbers: dict[tuple[str, str], tuple[str, Place]] = field(default_factory=dict)
+    others: dict[str, list[Decision]] = field(default_factory=dict)
     unread: Counter[str] = field(default_factory=Counter)
     are_consents_whole: bool = True
+
+    def tells_consent(self, export: Export) -> bool:
+        """Whether what the export says of consent is all there is, once it is read."""
+        return bool(export.of("Consent")) and self.are_consents_whole
 
     def refuse(self, subject: str, place: Place) -> None:
         """Leave a patient out, if there is one of this id."""
@@ -150,9 +164,12 @@ def _read_all(export: Export, charts: _Charts, consent: frozenset[str]) -> Itera
             yield from _count(file, charts)
     if not charts.are_consents_whole:
         yield Problem(file="Consent", reason=_LOST)
-    own = bool(export.of("Consent")) and charts.are_consents_whole
+    own = charts.tells_consent(export)
     for chart in charts.by_id.values():
         yield _outcome(chart, None if own else consent, charts.unread)
+    for subject, decisions in charts.others.items():
+        if has_ended(decisions):
+            yield Problem(file="Consent", reason=_ENDED, ended=pseudonym(charts.key, subject))
 
 
 def _lines(file: ExportFile, name: str, charts: _Charts, take: Take) -> Iterator[Problem]:
@@ -219,7 +236,10 @@ def _take_resource(name: str, resource_type: ResourceType, row: Row, place: Plac
         require_shape(row, name)
         if subject in charts.by_id:
             resource_type.take(row, charts.by_id[subject], place, charts.reading)
-        elif subject in charts.refused:
+            return
+        if subject and name == "Consent":
+            charts.others.setdefault(subject, []).append(read_consent(row, charts.reading.today))
+        if subject in charts.refused:
             charts.unread[f"{name}: of a patient who was refused"] += 1
         else:
             patient_id(row, resource_type.subject)
@@ -251,15 +271,17 @@ def _count(file: ExportFile, charts: _Charts) -> Iterator[Problem]:
 
 
 def _outcome(chart: Chart, consent: frozenset[str] | None, unread: Counter[str]) -> Found | Problem:
+    ended = chart.pseudonym if has_ended(chart.decisions) else None
     if chart.refused_at is not None:
         where = f"{chart.refused_at.file}, line {chart.refused_at.line}"
         return chart.place.problem(
-            f"left out: {chart.refusals} resources of this patient were refused, the first in {where}"
+            f"left out: {chart.refusals} resources of this patient were refused, the first in {where}",
+            ended=ended,
         )
     try:
         record = chart.record(consent)
     except ValueError as error:
-        return chart.place.problem(reason_of(error))
+        return chart.place.problem(reason_of(error), ended=ended)
     if len(chart.photos) > 1:
         unread["Media: an older photo of the same patient"] += len(chart.photos) - 1
     return Found(record=record, file=chart.place.file, line=chart.place.line)

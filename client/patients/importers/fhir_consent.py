@@ -8,7 +8,7 @@ none here, and a denial holds whatever its conditions.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from typing import Any
@@ -79,6 +79,12 @@ def settle(decisions: Iterable[Decision]) -> tuple[frozenset[str], bool]:
     # Without a date nobody can say that the permission came later.
     withdrawn = any(one.withdraws and not (one.day and last_permit > one.day) for one in listed)
     return frozenset() if EVERYTHING in denied else permitted - denied, withdrawn
+
+
+def has_ended(decisions: Sequence[Decision]) -> bool:
+    """Whether a patient said something of consent, and none is left of it."""
+    permitted, withdrawn = settle(decisions)
+    return withdrawn or (bool(decisions) and not permitted)
 
 
 def _verdicts(row: Row, is_research: bool, today: date) -> Iterator[tuple[str, bool]]:

@@ -4,6 +4,7 @@ A reader takes the folder and the path that stands in a line, and raises ValueEr
 no reason quotes the path.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,16 @@ def path_inside(folder: Path, value: Any) -> Path:
     if not is_inside:
         raise ValueError("expected a relative path inside the folder")
     return path
+
+
+def json_files(folder: Path) -> Iterator[Path]:
+    """Every ``*.json`` under a folder, in no order.
+
+    Hidden folders are passed over: what an import that was cut off left is nobody's source.
+    """
+    for path in folder.rglob("*.json"):
+        if not any(part.startswith(".") for part in path.relative_to(folder).parts[:-1]):
+            yield path
 
 
 def read_note_bytes(folder: Path, value: Any) -> bytes:

@@ -65,10 +65,12 @@ from client.patients.records import (
     PatientRecord,
     PatientSet,
     Problem,
+    is_line,
     pseudonym,
     require_key,
 )
 from client.patients.slides import Tiling
+from common.durable import sync_folder, sync_tree
 from common.errors import UnsupportedSchemaError
 from common.tracks import TRACKS, AnswerList
 
@@ -109,6 +111,8 @@ def write_folder(folder: Path, records: Iterable[PatientRecord]) -> None:
     Images are written as PNG from their pixels, so that no EXIF goes with them, and numbered, so that no
     file name holds an id. ``patients.jsonl`` comes last: a folder without it is not finished.
 
+    Guarantee: where ``patients.jsonl`` is there, all that it names is on the disk.
+
     Raises:
         FileExistsError: The folder holds patients already; nothing is overwritten.
         ValueError: Two records have one id.
@@ -125,7 +129,9 @@ def write_folder(folder: Path, records: Iterable[PatientRecord]) -> None:
                 raise ValueError(f"Expected every patient once, got record {number} again")
             seen.add(record.patient_id)
             file.write(json.dumps(_row(record, folder, number)) + "\n")
+    sync_tree(folder)
     partial_file.replace(target)
+    sync_folder(folder)
 
 
 def _read_all(folder: Path, parsers: Mapping[str, Parser], key: bytes | None) -> Iterator[Found | Problem]:
@@ -143,8 +149,21 @@ def _read_patient(
     try:
         record = _record(row, parsers, key)
     except (ValueError, UnsupportedSchemaError) as error:
-        return Problem(file=PATIENTS_FILE, line=number, reason=reason_of(error))
+        ended = _ended(row, key)
+        return Problem(file=PATIENTS_FILE, line=number, reason=reason_of(error), ended=ended)
     return Found(record=record, file=PATIENTS_FILE, line=number)
+
+
+def _ended(row: dict[str, Any], key: bytes | None) -> str | None:
+    """Whose line this is, if it leaves no consent, whatever else is wrong with it."""
+    patient = row.get("patient_id")
+    if (
+        not isinstance(patient, str)
+        or not is_line(patient)
+        or (row.get("consent") and not row.get("withdrawn"))
+    ):
+        return None
+    return patient if key is None else pseudonym(key, patient)
 
 
 def _record(row: dict[str, Any], parsers: Mapping[str, Parser], key: bytes | None) -> PatientRecord:

@@ -40,7 +40,10 @@ def _repetition(found: Found, place_by_id: dict[tuple[str, str], str]) -> Proble
     for kind, value in _ids(found.record):
         place = place_by_id.get((kind, value))
         if place is not None:
-            return Problem(file=found.file, line=found.line, reason=f"{kind}: the same as {place}")
+            ended = found.record.patient_id if found.record.withdrawn else None
+            return Problem(
+                file=found.file, line=found.line, reason=f"{kind}: the same as {place}", ended=ended
+            )
     return None
 
 

@@ -20,6 +20,7 @@ from phenopackets.schema.v2 import Individual, Interpretation, Phenopacket, Sex,
 
 from client.patients.ages import age_between, is_age, onset_class
 from client.patients.importers.fields import reason_of, share_finding
+from client.patients.importers.files import json_files
 from client.patients.importers.gather import Found, gather
 from client.patients.notes import write_note
 from client.patients.records import (
@@ -76,7 +77,7 @@ class PacketRules:
 
 
 def read_phenopackets(folder: Path, rules: PacketRules) -> PatientSet:
-    """The patients of every ``*.json`` under a folder, in the order of their paths.
+    """The patients of every ``*.json`` under a folder, hidden folders left out, in the order of their paths.
 
     Guarantee: every file is a record or a problem.
 
@@ -89,7 +90,7 @@ def read_phenopackets(folder: Path, rules: PacketRules) -> PatientSet:
 
 
 def _read_all(folder: Path, rules: PacketRules) -> Iterator[Found | Problem]:
-    paths = sorted(folder.rglob("*.json"))
+    paths = sorted(json_files(folder))
     if not paths:
         yield Problem(file=folder.name, reason="expected files that end in .json, found none")
     for path in paths:

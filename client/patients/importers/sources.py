@@ -23,7 +23,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
 
-from client.patients.importers.batches import batch_ids, batches_of, read_batches
+from client.patients.importers.batches import batches_of, held_patients, read_batches
+from client.patients.importers.files import json_files
 from client.patients.importers.folder import PATIENTS_FILE, read_folder
 from client.patients.records import PatientSet
 from common.errors import BadFileError, UnclearSourceError
@@ -44,11 +45,14 @@ class Source:
         kind: Which importer read it.
         patients: The records, and what could not be read.
         unread: What was left alone, as its kind says it may be: how many of what.
+        tells_consent: Whether it says itself, of each patient, what that patient agreed to. If so, what it
+            does not say was not agreed to.
     """
 
     kind: Kind
     patients: PatientSet
     unread: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
+    tells_consent: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,14 +115,14 @@ def read_source(
 def patient_groups(folder: Path, key: bytes) -> Mapping[str, str | None]:
     """The group of each patient of a folder, by pseudonym. Errors are those of `read_source`."""
     if kind_of(folder) == "imported":
-        return {one: group for one, (_, group) in batch_ids(folder, key).items()}
+        return {one: held.group for one, held in held_patients(folder, key).items()}
     return {one.patient_id: one.group for one in read_patients(folder, key=key).records}
 
 
 def is_empty(folder: Path) -> bool:
     """Whether a data folder holds nothing yet that an importer would read, or is not there."""
     is_kind = any(sign(folder) for sign in _SIGNS.values())
-    return not folder.is_dir() or not (is_kind or any(folder.rglob("*.json")))
+    return not folder.is_dir() or not (is_kind or any(json_files(folder)))
 
 
 def kind_of(folder: Path) -> Kind:
@@ -126,7 +130,7 @@ def kind_of(folder: Path) -> Kind:
     if not folder.is_dir():
         raise BadFileError(folder, "expected a folder of patients")
     found = [kind for kind, is_kind in _SIGNS.items() if is_kind(folder)]
-    if not found and any(folder.rglob("*.json")):
+    if not found and any(json_files(folder)):
         return "phenopackets"
     if len(found) != 1:
         raise UnclearSourceError(folder, found, tuple(_SIGNS_FOR_PEOPLE))
@@ -155,7 +159,7 @@ def _imported(folder: Path, reading: _Reading) -> Source:
 def _folder(folder: Path, reading: _Reading) -> Source:
     _require_silent(folder, reading)
     patients = read_folder(folder, key=reading.secret, answers=reading.answers, today=reading.today)
-    return Source(kind="folder", patients=patients)
+    return Source(kind="folder", patients=patients, tells_consent=True)
 
 
 def _tiles(folder: Path, reading: _Reading) -> Source:
@@ -193,7 +197,7 @@ def _fhir(folder: Path, reading: _Reading) -> Source:
         consent=reading.consent,
         today=reading.today,
     )
-    return Source(kind="fhir", patients=read.patients, unread=read.unread)
+    return Source(kind="fhir", patients=read.patients, unread=read.unread, tells_consent=read.tells_consent)
 
 
 def _require_silent(folder: Path, reading: _Reading) -> None:

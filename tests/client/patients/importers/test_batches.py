@@ -1,19 +1,30 @@
 """What a site imported, batch by batch."""
 
 import json
+import os
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from datetime import date
 from pathlib import Path
+from threading import Barrier, BrokenBarrierError
 from typing import Any
 
 import numpy as np
 import pytest
 
 from client.patients.importers import batches
-from client.patients.importers.batches import add_batch, batches_of, key_mark, read_batches, read_marker
-from client.patients.importers.sources import kind_of, read_patients
+from client.patients.importers.batches import (
+    LOCK_FILE,
+    add_batch,
+    batches_of,
+    key_mark,
+    read_batches,
+    read_marker,
+)
+from client.patients.importers.sources import is_empty, kind_of, read_patients
 from client.patients.photos import ImageRef, encode_png
 from client.patients.records import PatientRecord, PatientSet, Place, Problem, pseudonym
-from common.errors import BadFileError, ImportRefusedError, UnsupportedSchemaError
+from common.errors import BadFileError, ImportRefusedError, UnclearSourceError, UnsupportedSchemaError
 
 KEY, OTHER = bytes(range(32)), bytes(32)
 TODAY = date(2026, 6, 30)
@@ -94,7 +105,67 @@ def test_an_import_that_fails_leaves_nothing(tmp_path: Path) -> None:
     found = PatientSet(records=(record("a"), gone), places=(Place(file="p", line=1), Place(file="p", line=2)))
     with pytest.raises(BadFileError, match="missing"):
         add(tmp_path / "data", found)
-    assert list((tmp_path / "data").iterdir()) == []
+    assert [path.name for path in (tmp_path / "data").iterdir()] == [LOCK_FILE]
+
+
+def test_what_a_killed_import_left_is_removed_by_the_next_and_read_by_nobody(tmp_path: Path) -> None:
+    left = tmp_path / ".batch-0001.0a1b2c3d.partial"
+    left.mkdir()
+    (left / "imported.json").write_text("{}")
+    (left / "patients.partial").write_text("A note.")
+    assert is_empty(tmp_path)
+    with pytest.raises(UnclearSourceError, match="found none of them"):
+        kind_of(tmp_path)
+    add(tmp_path, patients("a"))
+    assert not left.exists()
+    left.mkdir()
+    # Also where nothing is imported then.
+    with pytest.raises(ImportRefusedError):
+        add(tmp_path, patients("a"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == [LOCK_FILE, "batch-0001"]
+
+
+def test_an_import_does_not_remove_what_another_is_writing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    meeting, write = Barrier(2), batches.write_folder
+
+    def meet(folder: Path, records: Any) -> None:
+        # Who is writing waits for another one who is, who must not come.
+        with suppress(BrokenBarrierError):
+            meeting.wait(timeout=0.5)
+        write(folder, records)
+
+    monkeypatch.setattr(batches, "write_folder", meet)
+    with ThreadPoolExecutor(2) as pool:
+        places = list(pool.map(lambda name: add(tmp_path, patients(name))[0].name, ("a", "b")))
+    assert sorted(places) == ["batch-0001", "batch-0002"]
+    assert len(read_batches(tmp_path, key=KEY).records) == 2
+
+
+def test_a_batch_that_is_there_is_whole_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    image = ImageRef(array=np.full((4, 4, 3), 7, dtype=np.uint8))
+    synced: set[str] = set()
+    fsync, rename = os.fsync, Path.rename
+
+    def note_sync(descriptor: int) -> None:
+        fsync(descriptor)
+        synced.add(str(Path(f"/proc/self/fd/{descriptor}").readlink()))
+
+    def check(path: Path, target: Path) -> Path:
+        names = {str(one.relative_to(path)) for one in path.rglob("*")}
+        assert names == {"imported.json", "patients.jsonl", "photos", "photos/000001.png"}
+        # Under the names that they were written by.
+        files = {*names - {"patients.jsonl", "imported.json"}, "patients.partial"}
+        assert {str(path), *(str(path / name) for name in files)} <= synced
+        assert any(f"{path}/.imported.json." in one for one in synced)
+        synced.clear()
+        return rename(path, target)
+
+    monkeypatch.setattr(os, "fsync", note_sync)
+    monkeypatch.setattr(Path, "rename", check)
+    add(tmp_path, PatientSet(records=(record("a", photo=image),), places=(Place(file="p", line=1),)))
+    assert synced == {str(tmp_path)}
 
 
 def test_another_import_at_the_same_time_keeps_its_number(
@@ -108,7 +179,7 @@ def test_another_import_at_the_same_time_keeps_its_number(
     monkeypatch.setattr(batches, "write_folder", meanwhile)
     with pytest.raises(OSError, match="not empty"):
         add(tmp_path, patients("a"))
-    assert [path.name for path in tmp_path.iterdir()] == ["batch-0001"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [LOCK_FILE, "batch-0001"]
     assert (tmp_path / "batch-0001" / "imported.json").read_text() == "theirs"
 
 
@@ -131,7 +202,7 @@ def test_a_batch_that_lost_patients_since_it_was_written_has_a_problem(tmp_path:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"schema": 2}, "imported: schema 2 is newer than 1"),
+        ({"schema": 2}, r"imported\.json: schema 2 is newer than 1"),
         ({"schema": None}, "expected a number from 1 to 1"),
         ({"patients": "2"}, "expected a whole number as patients"),
         ({"patients": True}, "expected a whole number as patients"),

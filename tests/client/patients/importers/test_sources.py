@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from client.patients.importers.sources import Kind, kind_of, read_patients, read_source
+from client.patients.importers.sources import Kind, is_empty, kind_of, read_patients, read_source
 from client.patients.photos import encode_png
 from client.patients.records import pseudonym
 from common.errors import BadFileError, UnclearSourceError
@@ -68,6 +68,15 @@ def test_a_folder_of_no_kind_or_of_several_is_refused(
         write(tmp_path, name)
     with pytest.raises(UnclearSourceError, match=found):
         kind_of(tmp_path)
+
+
+def test_hidden_folders_hold_no_packets(tmp_path: Path) -> None:
+    write(tmp_path, ".git/1.json", json.dumps(PACKET))
+    with pytest.raises(UnclearSourceError, match="found none of them"):
+        kind_of(tmp_path)
+    assert is_empty(tmp_path)
+    write(tmp_path, "cohort/1.json", json.dumps(PACKET))
+    assert [place.file for place in read_patients(tmp_path, key=KEY).places] == ["cohort/1.json"]
 
 
 def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
