@@ -271,7 +271,7 @@ class Answers:
 
 
 def _reason(body: bytes, status: int) -> str:
-    """The gateway's own words, else the status: SuperLink answers a node that it does not know with one alone."""
+    """The gateway's own words, else the status: to a node that it does not know SuperLink gives one alone."""
     try:
         return one_line(str(json.loads(body)["error"]))
     except (ValueError, KeyError, TypeError):

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import signal
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
@@ -17,6 +13,7 @@ from client.status import audit_line, site_status
 from client.terminal import NOT_RUNNING, OK, Command, add_home, add_json, say, say_json, say_table
 from common.audit import read_entries, verify
 from common.certificates import in_groups
+from common.until_told import until_told
 
 STATUS_SCHEMA = AUDIT_SCHEMA = 1
 SHOWN_DIGITS = 12
@@ -53,22 +50,9 @@ def _start(arguments: argparse.Namespace) -> int:
     # Anew each time: they name the Python that they run with, which an update may have moved.
     install_executables(consortium)
     configure()
-    stop = threading.Event()
-    with _until_told(stop):
+    with until_told() as stop:
         Daemon(home, consortium, settings).run(stop)
     return OK
-
-
-@contextmanager
-def _until_told(stop: threading.Event) -> Iterator[None]:
-    """SIGTERM and SIGINT set ``stop`` inside of the ``with`` block."""
-    told = (signal.SIGTERM, signal.SIGINT)
-    before = {number: signal.signal(number, lambda *_: stop.set()) for number in told}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _add_status(parser: argparse.ArgumentParser) -> None:

@@ -26,7 +26,6 @@ import json
 import logging
 import os
 import resource
-import signal
 import sys
 import threading
 import time
@@ -54,6 +53,7 @@ from common.errors import FederationError, NotReadyError, one_line
 from common.logs import about, configure
 from common.messages import Bundle, Message, Refusal, TrainTask
 from common.offline import stay_offline
+from common.until_told import until_told
 
 STATUS_SCHEMA = 1
 # A task may train for hours; whoever sends SIGTERM decides how long it is waited for.
@@ -245,14 +245,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     stay_offline()
     configure(json=True)
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
     try:
-        home = SiteHome(arguments.home)
-        settings = read_settings(home.settings_file)
-        with WorkerProcess(home, home.consortium(arguments.consortium), settings):
-            stop.wait()
+        with until_told() as stop:
+            home = SiteHome(arguments.home)
+            settings = read_settings(home.settings_file)
+            with WorkerProcess(home, home.consortium(arguments.consortium), settings):
+                stop.wait()
     except (FederationError, OSError) as error:
         logger.error("the worker cannot run: %s", one_line(str(error)))
         return UNUSABLE

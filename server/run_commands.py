@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import signal
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,6 +18,7 @@ from common.peft import export_peft
 from common.plan import RunPlan
 from common.plan_package import PlanPackage, read_package
 from common.terminal import NOT_RUNNING, OK, REFUSED, UNUSABLE, Command, add_json, say, say_json, say_table
+from common.until_told import until_told
 from server.arguments import add_home, home_of
 from server.home import CoordinatorHome
 from server.listings import say_run, say_status
@@ -79,22 +76,9 @@ def _up(arguments: argparse.Namespace) -> int:
 
     home = home_of(arguments)
     configure()
-    stop = threading.Event()
-    with _until_told(stop):
+    with until_told() as stop:
         Daemon(home, home.settings()).run(stop)
     return OK
-
-
-@contextmanager
-def _until_told(stop: threading.Event) -> Iterator[None]:
-    """SIGTERM and SIGINT set ``stop`` inside of the ``with`` block."""
-    told = (signal.SIGTERM, signal.SIGINT)
-    before = {number: signal.signal(number, lambda *_: stop.set()) for number in told}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _add_plan(parser: argparse.ArgumentParser) -> None:
