@@ -39,7 +39,7 @@ bench: $(INSTALLED) ## set up, then run every benchmark in simulations/benchmark
 # The seeds are messages of every kind: the fuzzer finds the way into them much faster than from nothing.
 soak: $(INSTALLED) ## set up, then 50,000 operation lists, kills at every instant, 30 rounds through 20 kills, fuzzing; hours
 	CONSILIUM_OPERATION_LISTS=50000 $(BIN)/python -m pytest tests/federation/test_operation_lists.py
-	CONSILIUM_SOAK=1 $(BIN)/python -m pytest tests/flower tests/federation/test_resume.py
+	CONSILIUM_SOAK=1 $(BIN)/python -m pytest tests/flower tests/federation/test_resume.py tests/deploy
 	$(BIN)/python -m simulations.trial --no-noise --rounds 30 --kills 20 --limit 5400
 	$(BIN)/python -m simulations.trial --rounds 30 --kills 20 --limit 5400
 	$(BIN)/python -m tests.fuzzing.seeds $(VENV)/fuzzing-seeds
