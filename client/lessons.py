@@ -20,6 +20,7 @@ from client.teacher.fit import TeacherRecipe
 from client.teacher.public import names_for
 from client.teacher.rank import Ranking, cross_fit, teachers_digest
 from client.teacher.sight import Memory
+from common.durable import sync_folder
 from common.errors import DigestMismatchError, FederationError
 from common.ids import SiteId
 from common.plan import RunPlan, TrackPlan
@@ -113,11 +114,18 @@ class SiteTeaching:
         """Where the pairs of a track are stored, under the plan's digest."""
         return self._store / f"pairs-{track}-{self._plan.digest()[:16]}.json"
 
+    def _unmoved_file(self, track: str) -> Path:
+        """Where they are until those of all tracks are there; under new keys too, like every ``*.json``."""
+        return self.pairs_file(track).with_suffix(".unmoved.json")
+
     def prepare(self, track: str) -> Lessons:
         """Train the teachers, rank, make and store the pairs of all tracks; once.
 
         A plan's DP teachers are trained once, since each training costs patients as much again: a site
         that was restarted goes on with the pairs that it stored.
+
+        Guarantee: after a crash the pairs of all tracks are there or of none, and a DP teacher is lost only
+        with a crash before the last of them is written.
 
         Raises:
             BudgetSpentError: The teachers are paid for and their pairs are lost, or the site's cap is met.
@@ -138,6 +146,7 @@ class SiteTeaching:
         """What the plan's DP teachers taught before this process began, by track, as far as it is here."""
         if self.budget is None or not self.budget.has_teacher():
             return {}
+        self._finish_moving()
         # Who has withdrawn since is left out, as he would be by making them anew.
         kept = {record.patient_id for record in eligible(self.patients.train, self._plan.purpose).kept}
         found = {track.track: self._read(track) for track in self._tracks}
@@ -164,20 +173,35 @@ class SiteTeaching:
                 logger.info("%s: %d patients left out: %s", self._site, number, reason.value)
         kept = [record for record in allowed.kept if self._answers.keys() & record.label.keys()]
         rankings = self._rank(kept) if kept else {track: [] for track in self._answers}
-        lessons = {}
-        for track in self._tracks:
-            made = self._pairs(kept, rankings[track.track], track, left_out=left_out)
-            lessons[track.track] = made
-            save_pairs(
-                StoredPairs(
-                    pairs=made.pairs,
-                    teacher_digest=teachers_digest(made.rankings),
-                    plan_digest=self._plan.digest(),
-                ),
-                self.pairs_file(track.track),
-                master_key=self._master_key,
-            )
+        lessons = {
+            track.track: self._pairs(kept, rankings[track.track], track, left_out=left_out)
+            for track in self._tracks
+        }
+        self._save(lessons)
         return lessons
+
+    def _save(self, lessons: Mapping[str, Lessons]) -> None:
+        """Store the pairs of all tracks: first beside their places, then there."""
+        for track, made in lessons.items():
+            stored = StoredPairs(
+                pairs=made.pairs,
+                teacher_digest=teachers_digest(made.rankings),
+                plan_digest=self._plan.digest(),
+            )
+            save_pairs(stored, self._unmoved_file(track), master_key=self._master_key)
+        # Before the first is moved: a moved one says that all were written.
+        sync_folder(self._store)
+        self._finish_moving()
+
+    def _finish_moving(self) -> None:
+        """Move pairs to their places, if those of all tracks were written."""
+        names = [track.track for track in self._tracks]
+        unmoved = [name for name in names if self._unmoved_file(name).exists()]
+        if not unmoved or not all(name in unmoved or self.pairs_file(name).exists() for name in names):
+            return
+        for name in unmoved:
+            self._unmoved_file(name).replace(self.pairs_file(name))
+        sync_folder(self._store)
 
     def _rank(self, kept: Sequence[PatientRecord]) -> Mapping[str, list[Ranking]]:
         """Every patient by a teacher that did not train on him, by track."""

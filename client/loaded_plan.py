@@ -10,7 +10,7 @@ Guarantee: a student's base is the one that the plan names by its digests.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,9 +21,10 @@ from client.budget import SiteBudget, cap_of
 from client.home import ConsortiumHome
 from client.keys import Keyring
 from client.lessons import SiteTeaching
-from client.patients.importers.sources import read_patients
+from client.patients.importers.sources import Source, read_source
 from client.patients.notes import read_facial_ids
-from client.patients.splits import split_by_patient
+from client.patients.records import PatientRecord
+from client.patients.splits import split_by_arrival
 from client.patients.withdrawals import read_withdrawn
 from client.settings import Device, ModelSettings, SiteSettings
 from client.site_patients import Excluded, SitePatients, Views
@@ -184,20 +185,35 @@ def read_site(settings: SiteSettings, package: PlanPackage, *, key: bytes) -> Si
 
     Who withdrew is among them: he is left out of each task, and nobody else moves for his sake.
 
+    Guarantee: nobody moves from one side to the other when another batch is imported.
+
     Raises:
         BadFileError: The folder, or the table of facial terms, cannot be read.
     """
     plan = package.plan
     tracks = {track.track for track in plan.tracks_of(settings.site)}
-    found = read_patients(settings.data, key=key, answers=package.answers)
+    source = read_source(settings.data, key=key, answers=package.answers)
+    found = source.patients
     if found.problems:
         logger.warning(
             "%d things of the data are refused; see consilium-site check-data", len(found.problems)
         )
-    records = [record for record in found.records if tracks & record.label.keys()]
     shares = {"train": 1 - settings.test_share, "test": settings.test_share}
-    parts = split_by_patient(records, shares, plan.seed)
+    arrivals = [
+        [record for record in records if tracks & record.label.keys()] for records in _arrivals(source)
+    ]
+    parts = split_by_arrival(arrivals, shares, plan.seed)
     return SitePatients(train=parts["train"], test=parts["test"], views=views_of(settings))
+
+
+def _arrivals(source: Source) -> Iterable[Sequence[PatientRecord]]:
+    """The patients of each batch, in the order of the batches; of another folder all at once."""
+    if source.kind != "imported":
+        return (source.patients.records,)
+    batches: dict[str, list[PatientRecord]] = {}
+    for record, place in zip(source.patients.records, source.patients.places, strict=True):
+        batches.setdefault(place.file, []).append(record)
+    return batches.values()
 
 
 def views_of(settings: SiteSettings) -> Views:

@@ -35,15 +35,33 @@ def split_by_patient(records: Iterable[PatientRecord], fractions: Mapping[str, f
         fractions: Share by name of the part, 1 together; the training part first.
         seed: At least 0.
     """
-    ordered = _ordered(records, fractions, seed)
+    return split_by_arrival((records,), fractions, seed)
+
+
+def split_by_arrival(
+    arrivals: Iterable[Iterable[PatientRecord]], fractions: Mapping[str, float], seed: int
+) -> Parts:
+    """As `split_by_patient`, for patients who come one group after the other.
+
+    Each arrival is split by itself, labels too, but for how far the parts lag behind: the parts' sizes come
+    out right however small the arrivals are.
+
+    Guarantee: whoever came before stays in his part when others come after.
+
+    Args:
+        arrivals: In their order; each patient once, in one of them.
+        fractions: As of `split_by_patient`.
+        seed: As of `split_by_patient`.
+    """
     lag = dict.fromkeys(fractions, 0.0)
     parts: dict[str, list[PatientRecord]] = {name: [] for name in fractions}
-    for stratum in _strata(ordered, seed):
-        sizes = _shares(len(stratum), fractions, lag)
-        start = 0
-        for name, size in sizes.items():
-            parts[name] += stratum[start : start + size]
-            start += size
+    for records in arrivals:
+        for stratum in _strata(_ordered(records, fractions, seed), seed):
+            sizes = _shares(len(stratum), fractions, lag)
+            start = 0
+            for name, size in sizes.items():
+                parts[name] += stratum[start : start + size]
+                start += size
     return _sorted_parts(parts)
 
 

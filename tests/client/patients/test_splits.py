@@ -8,7 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from client.patients.records import PatientRecord, PatientSet
-from client.patients.splits import folds, independent_folds, split_by_group, split_by_patient
+from client.patients.splits import (
+    folds,
+    independent_folds,
+    split_by_arrival,
+    split_by_group,
+    split_by_patient,
+)
 
 FRACTIONS = {"train": 0.6, "pairs": 0.1, "calibration": 0.1, "test": 0.2}
 SPLITS = [split_by_patient, split_by_group]
@@ -60,6 +66,27 @@ def test_the_order_of_the_input_is_irrelevant_and_the_same_seed_gives_the_same_s
     shuffled = list(records)
     shuffle.shuffle(shuffled)
     assert split(records, fractions, seed) == split(shuffled, fractions, seed)
+
+
+@settings(deadline=None)
+@given(records=patients, fractions=shares, seed=seeds, cuts=st.tuples(st.integers(0, 40), st.integers(0, 40)))
+def test_whoever_came_before_stays_in_his_part_when_others_come_after(
+    records: list[PatientRecord], fractions: dict[str, float], seed: int, cuts: tuple[int, int]
+) -> None:
+    first, second = sorted(cuts)
+    arrivals = (records[:first], records[first:second], records[second:])
+    whole = split_by_arrival(arrivals, fractions, seed)
+    assert sorted(chain(*ids(whole).values())) == [record.patient_id for record in records]
+    for number in (1, 2):
+        for name, part in ids(split_by_arrival(arrivals[:number], fractions, seed)).items():
+            assert set(part) <= set(ids(whole)[name])
+    assert split_by_arrival(arrivals[:1], fractions, seed) == split_by_patient(arrivals[0], fractions, seed)
+
+
+def test_parts_come_out_right_however_small_the_arrivals_are() -> None:
+    arrivals = [[patient(number, number % 7)] for number in range(100)]
+    parts = split_by_arrival(arrivals, {"train": 0.8, "test": 0.2}, 3)
+    assert {name: len(part) for name, part in parts.items()} == {"train": 80, "test": 20}
 
 
 @pytest.mark.parametrize("split", SPLITS)
