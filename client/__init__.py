@@ -6,7 +6,8 @@ step          module                       contract
 enrolment     `client.enrolment`           keys are made here; a certificate, a node and a directory come
                                            back, and nothing in it is approved by that
 import        `client.patients.importers`  a hospital's export -> batches under pseudonyms; what cannot be
-                                           read is listed, never dropped in silence
+                                           read is listed, never dropped in silence;
+                                           `client.patients.arrivals` says who comes and who has left
 approval      `client.approvals`           which plans may run here, by digest, one person or two
 processes     `client.daemon`              outbound proxy, SuperNode and worker, kept running
 way out       `client.outbound`            SuperNode's connections, under the site's certificate
@@ -18,7 +19,8 @@ site data     `client.loaded_plan`         yields patients, eyes and students of
 teacher       `client.teacher`             trained and used on site; no function hands its weights to
                                            another package
 lessons       `client.lessons`             one teacher a site, for all of its tracks; `client.site_patients`
-                                           says what reaches a student, and who withdrew
+                                           says what reaches a student, `client.patients.withdrawals` who
+                                           withdrew
 pairs         `client.preferences`         teacher's ranking -> (prompt, chosen, rejected, margin), patient
                                            id kept for clipping; stored sealed
 ORPO          `client.student`             pairs + adapter -> a local update, or under privacy a sum of
