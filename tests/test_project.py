@@ -175,3 +175,10 @@ def linted(code: str, place: str) -> str:
     )
     assert done.returncode in (0, 1), done.stderr
     return done.stdout
+
+
+def test_tests_that_the_threat_model_names_exist() -> None:
+    named = re.findall(r"`(tests/[a-z_/]+\.py)::(test_\w+)`", (ROOT / "docs" / "threat_model.md").read_text())
+    assert len(named) > 15
+    for path, name in named:
+        assert f"def {name}(" in (ROOT / path).read_text(), name
