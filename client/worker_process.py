@@ -207,6 +207,8 @@ class WorkerProcess:
                 on_activity=self._reporter.follow,
             )
             self._health = health.HealthServicer()
+            # Until the file says that it listens, too.
+            self._health.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
             self._server = serve(
                 counted(hosting, self._reporter),
                 consortium.worker_socket,
@@ -216,8 +218,8 @@ class WorkerProcess:
         except BaseException:
             self._keyring.close()
             raise
-        self._health.set("", health_pb2.HealthCheckResponse.SERVING)
         self._reporter.say("idle")
+        self._health.set("", health_pb2.HealthCheckResponse.SERVING)
         logger.info("%s: the worker listens, on %s", settings.site, device)
 
     def __enter__(self) -> WorkerProcess:

@@ -8,7 +8,6 @@ account; what is left of the waiting is transport: Flower's polling and processe
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 import statistics
@@ -24,7 +23,7 @@ from client.home import SiteHome
 from client.teacher.fit import TeacherRecipe
 from common.ids import SiteId
 from server.rounds import TrackState
-from simulations.benchmarks._measure import positive, report
+from simulations.benchmarks._measure import parser, report
 from simulations.federation import federate, make_workers
 from simulations.trial.__main__ import free_ports, stand_up
 from simulations.trial.hospitals import NO_NOISE, Hospitals, make_hospitals
@@ -38,23 +37,28 @@ Seconds = Mapping[str, float]
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure and print; the last line is one JSON object."""
-    parser = argparse.ArgumentParser(
-        prog="python -m simulations.benchmarks.round", description=(__doc__ or "").split("\n\n")[0]
-    )
-    parser.add_argument("--json", action="store_true", help="print the JSON object and nothing else")
-    parser.add_argument("--rounds", type=positive, default=6, help="of each track; default %(default)s")
-    arguments = parser.parse_args(argv)
+    made = parser("round", __doc__)
+    made.set_defaults(threads=1)  # four workers share the processors
+    arguments = made.parse_args(argv)
+    if arguments.repeats < 2:
+        made.error("--repeats: expected two rounds or more: the first is not like the others")
     folder = Path(tempfile.mkdtemp(prefix="cr"))
     try:
-        report("a round of four sites, two tracks", measure(folder, arguments.rounds), as_json=arguments.json)
+        found = measure(folder, arguments.repeats, arguments.threads)
+        report("a round of four sites, two tracks", found, as_json=arguments.json)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return 0
 
 
-def measure(folder: Path, rounds: int) -> dict[str, float | int | str]:
+def measure(folder: Path, rounds: int, threads: int) -> dict[str, float | int | str]:
     """Seconds of a round by what they were spent on, over both links; later rounds, medians."""
-    overrides = [f"plan.training.rounds={rounds}", f"tracks.tissue_type.training.rounds={rounds}", *NO_NOISE]
+    overrides = [
+        f"threads={threads}",
+        f"plan.training.rounds={rounds}",
+        f"tracks.tissue_type.training.rounds={rounds}",
+        *NO_NOISE,
+    ]
     hospitals = make_hospitals(folder / "given", overrides=overrides)
     local = in_one_process(hospitals, folder / "local")
     with Stand(folder, on_loopback(hospitals.plan.sites), hospitals, free_ports()) as stand:

@@ -77,7 +77,9 @@ child.wait()
 
 
 @pytest.fixture
-def home(tmp_path: Path) -> SiteHome:
+def home(tmp_path_factory: pytest.TempPathFactory) -> SiteHome:
+    # Not tmp_path, which has the test's name in it: a socket's path is short.
+    tmp_path = tmp_path_factory.mktemp("d")
     found = SiteHome(tmp_path / "home")
     consortium = found.consortium("trial")
     consortium.root.mkdir(mode=0o700, parents=True)

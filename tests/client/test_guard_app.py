@@ -126,7 +126,9 @@ def package() -> PlanPackage:
 
 
 @pytest.fixture
-def home(tmp_path: Path, package: PlanPackage) -> ConsortiumHome:
+def home(tmp_path_factory: pytest.TempPathFactory, package: PlanPackage) -> ConsortiumHome:
+    # Not tmp_path, which has the test's name in it: a socket's path is short.
+    tmp_path = tmp_path_factory.mktemp("h")
     # A short path: a socket lies below it.
     home = make_home(tmp_path, package.plan)
     settings = {"schema": 1, "site": SITE, "cohort": "adults", "data": str(tmp_path / "data")}

@@ -9,7 +9,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -45,7 +44,9 @@ CANARIES = ("canary-patient-7", "Canarina Lovelace", "canary-photo", "CANARY-DIA
 
 
 @pytest.fixture
-def home(tmp_path: Path) -> Iterator[SiteHome]:
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SiteHome]:
+    # Not tmp_path, which has the test's name in it: a socket's path is short.
+    tmp_path = tmp_path_factory.mktemp("r")
     """An enrolled site with a plan that one person approved, a charge, a cap and two lines of audit."""
     coordinator = Coordinator(tmp_path / "coordinator")
     found = enrolled(tmp_path, coordinator, "site-a")

@@ -43,7 +43,9 @@ def package() -> PlanPackage:
 
 
 @pytest.fixture
-def home(tmp_path: Path, package: PlanPackage) -> ConsortiumHome:
+def home(tmp_path_factory: pytest.TempPathFactory, package: PlanPackage) -> ConsortiumHome:
+    # Not tmp_path, which has the test's name in it: a socket's path is short.
+    tmp_path = tmp_path_factory.mktemp("h")
     home = make_home(tmp_path, package.plan)
     home.root.chmod(0o700)
     bases = {"bases": {TRACK: str(tmp_path / "bases")}}

@@ -122,7 +122,7 @@ def test_a_newer_log_is_refused(path: Path) -> None:
     content = json.loads(lines(path)[0])
     path.write_text(json.dumps({**content, "schema": 2}) + "\n")
     head_file(path).unlink()
-    with pytest.raises(UnsupportedSchemaError, match="audit log: schema 2 is newer than 1"):
+    with pytest.raises(UnsupportedSchemaError, match=r"audit\.jsonl: schema 2 is newer than 1"):
         verify(path)
 
 

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.errors import BadMessageError, FederationError, UnsupportedSchemaError
+from common.message_fields import MAX_PARTS
 from common.messages import (
     KINDS,
     Bundle,
@@ -316,11 +317,19 @@ def test_an_array_that_claims_more_than_there_is_takes_no_memory(number: int) ->
         from_bytes(seal(body + bytes(7)))
 
 
-def test_a_bundle_holds_two_to_four_messages_that_are_none() -> None:
+def test_a_bundle_holds_two_to_six_messages_that_are_none() -> None:
     head, arrays = to_parts(example(Bundle, parts=(train_task(), example(KeysRequest))))
     train, request = head["parts"]
     assert type(from_parts(head, arrays).parts[0]) is TrainTask
-    for parts in ([], [train], [train, *[request] * 4], [train, head], [train, 3], {"0": train}, None):
+    for parts in (
+        [],
+        [train],
+        [train, *[request] * MAX_PARTS],
+        [train, head],
+        [train, 3],
+        {"0": train},
+        None,
+    ):
         with pytest.raises(BadMessageError):
             from_parts({**head, "parts": parts}, arrays)
     with pytest.raises(BadMessageError, match="fields"):

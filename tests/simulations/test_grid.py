@@ -50,7 +50,7 @@ def test_both_links_end_at_the_same_bytes(tmp_path: Path, optimizer: dict[str, o
     assert load_adapter(saved) == over_flower.adapter
     assert over_flower.metrics == in_memory.metrics
     for mine, theirs in zip(in_memory.history, over_flower.history, strict=True):
-        assert replace(mine, seconds=0.0) == replace(theirs, seconds=0.0)
+        assert replace(mine, seconds=0.0, waiting_s=0.0) == replace(theirs, seconds=0.0, waiting_s=0.0)
 
 
 def test_a_run_shows_every_state_on_the_way(tmp_path: Path) -> None:
