@@ -108,6 +108,7 @@ def test_the_program_serves_until_sigterm(home: ConsortiumHome, package: PlanPac
     lines = [json.loads(line) for line in process.stderr.read().splitlines()]
     assert [line["event"] for line in lines] == [
         "site-a: the worker listens, on cpu",
+        "a message was answered",
         "the worker has stopped",
     ]
 
