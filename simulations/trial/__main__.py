@@ -13,12 +13,16 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from transformers.utils.logging import disable_progress_bar
+
 from common.errors import FederationError
+from common.offline import stay_offline
 from simulations.trial.chaos import run_through
 from simulations.trial.equal import differing, simulated, trained
 from simulations.trial.hospitals import NO_NOISE, Hospitals, make_hospitals
@@ -47,6 +51,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--limit", type=float, default=LIMIT_S, help="seconds; default %(default)s")
     parser.add_argument("--keep", type=Path, help="leave homes and logs in this folder, with a short name")
     arguments = parser.parse_args(argv)
+    stay_offline()
+    disable_progress_bar()
+    warnings.filterwarnings("ignore", category=FutureWarning)
     try:
         with _folder(arguments.keep) as folder:
             found = run_trial(
@@ -57,12 +64,17 @@ def main(argv: Sequence[str] | None = None) -> int:
                 kills=arguments.kills,
                 seed=arguments.seed,
                 limit_s=arguments.limit,
+                say=_say,
             )
     except FederationError as error:
         print(f"simulations.trial: {error}", file=sys.stderr)  # noqa: T201
         return 1
     print(json.dumps(found))  # noqa: T201
     return 0 if found["held"] else 1
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)  # noqa: T201
 
 
 def run_trial(
@@ -75,6 +87,7 @@ def run_trial(
     seed: int = 0,
     limit_s: float = LIMIT_S,
     cache: Path | None = None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
     """A whole trial in ``folder``; what was seen, as plain values."""
     started = time.monotonic()
@@ -83,7 +96,10 @@ def run_trial(
     overrides += [ALL_SITES] if kills else []
     hospitals = make_hospitals(folder / "given", overrides=overrides, cache=cache)
     ports = free_ports()
-    with _hosts(hospitals, ports, namespaces) as hosts, Stand(folder, hosts, hospitals, ports) as stand:
+    with (
+        _hosts(hospitals, ports, namespaces) as hosts,
+        Stand(folder, hosts, hospitals, ports, say=say) as stand,
+    ):
         stand.note("data, models and plan are made")
         digest = stand_up(stand)
         stand.note("the run begins")
@@ -104,6 +120,7 @@ def run_trial(
             stand.note("the simulation of it has finished")
         found["held"] = found["held"] and not found.get("tracks_that_differ_from_the_simulation")
         found |= {"kills": killed, "namespaces": namespaces, "seconds": round(time.monotonic() - started, 1)}
+        say(f"           {'everything held' if found['held'] else 'not as it has to be; see the last line'}")
         found["timeline"] = {what: round(at, 1) for at, what in stand.timeline}
     return found
 

@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -73,6 +74,10 @@ class Done:
         return json.loads(self.out)
 
 
+def _quietly(line: str) -> None:
+    """Nobody looks."""
+
+
 @dataclass
 class Stand:
     """The coordinator and the sites of a trial.
@@ -82,6 +87,7 @@ class Stand:
         hosts: Where they are.
         hospitals: What they bring along.
         ports: Of the coordinator.
+        say: Told each line that a person would want to see on the way.
         timeline: What was done when, seconds since the beginning.
     """
 
@@ -89,6 +95,7 @@ class Stand:
     hosts: Hosts
     hospitals: Hospitals
     ports: Ports
+    say: Callable[[str], None] = _quietly
     timeline: list[tuple[float, str]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -117,7 +124,9 @@ class Stand:
 
     def note(self, what: str) -> None:
         """Write down what was reached."""
-        self.timeline.append((time.monotonic() - self._began, what))
+        at = time.monotonic() - self._began
+        self.timeline.append((at, what))
+        self.say(f"{at:7.1f} s  {what}")
 
     def coordinator(self, *arguments: str, check: bool = True, timeout_s: float = COMMAND_S) -> Done:
         """A command of the coordinator's administrator."""
@@ -218,11 +227,32 @@ class Stand:
 
     def run(self, digest: str, name: str, *, timeout_s: float) -> Done:
         """Run the plan to its end."""
-        return self.coordinator("run", digest[:16], "--run", name, check=False, timeout_s=timeout_s)
+        return self._follow(("run", digest[:16], "--run", name), timeout_s)
 
     def resume(self, name: str, *, timeout_s: float) -> Done:
         """Go on with a run to its end."""
-        return self.coordinator("resume", name, check=False, timeout_s=timeout_s)
+        return self._follow(("resume", name), timeout_s)
+
+    def _follow(self, arguments: Sequence[str], timeout_s: float) -> Done:
+        """A command of the coordinator's that tells how its run goes on, line by line."""
+        words = ("consilium-coordinator", *arguments, "--home", str(self.home(COORDINATOR)))
+        with subprocess.Popen(
+            (*self.hosts[COORDINATOR].prefix, str(BIN / words[0]), *words[1:]),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            text=True,
+            env=self._environment(),
+        ) as process:
+            assert process.stdout is not None
+            late = threading.Timer(timeout_s, process.kill)
+            late.start()
+            lines = []
+            for line in process.stdout:
+                lines.append(line)
+                self.say(f"           {line.rstrip()}")
+            late.cancel()
+        return Done(process.returncode, "".join(lines), "")
 
     def out(self, run: str) -> Path:
         """The folder of a run at the coordinator."""
