@@ -64,8 +64,9 @@ class Killer:
     stand: Stand
     most: int
     seed: int
-    least_s: float = 4.0
-    most_s: float = 20.0
+    # A round takes some 12 s, to go on after a coordinator's death some 30: the kills fall into all of a run.
+    least_s: float = 8.0
+    most_s: float = 60.0
     kills: list[Kill] = field(default_factory=list)
 
     def __post_init__(self) -> None:
