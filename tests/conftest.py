@@ -11,6 +11,13 @@ from hypothesis import settings
 settings.register_profile("consilium", deadline=None, derandomize=True, max_examples=60)
 settings.load_profile("consilium")
 
+# A file of tests is one piece of work for one of two processes: the longest come first, or one waits for them alone.
+LONGEST = ("simulations/trial/test_trial.py", "federation/test_operation_lists.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: not item.path.as_posix().endswith(LONGEST))
+
 
 @pytest.fixture(autouse=True)
 def a_log_that_a_test_set_up_ends_with_it() -> Iterator[None]:
