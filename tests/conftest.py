@@ -11,7 +11,7 @@ from hypothesis import settings
 settings.register_profile("consilium", deadline=None, derandomize=True, max_examples=60)
 settings.load_profile("consilium")
 
-# A file of tests is one piece of work for one of two processes: the longest come first, or one waits for them alone.
+# One of two processes takes a file of tests at a time: the longest first, or one waits for them alone.
 LONGEST = ("simulations/trial/test_trial.py", "federation/test_operation_lists.py")
 
 
