@@ -56,6 +56,10 @@ class PhenopacketData:
         test_share: Share of each disease's cases that are tested on.
         new_publications_share: Share of all cases held out as whole publications.
         most_cases: Take no more than this many cases, for a quick look; null takes all.
+        publications_seed: Draws the publications that are held out; null takes the run's seed. One for all
+            seeds of a comparison lets their students share a base that never read of these publications.
+        public_text_apart: Whether what the base learns from leaves out all that was annotated from a
+            publication held out, and lists of terms that name no source.
     """
 
     name: Literal["phenopackets"]
@@ -65,6 +69,8 @@ class PhenopacketData:
     test_share: float
     new_publications_share: float
     most_cases: int | None = None
+    publications_seed: int | None = None
+    public_text_apart: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

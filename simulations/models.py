@@ -42,14 +42,14 @@ def gather_base(settings: SimulationSettings, population: Population, stages: St
                 cache,
                 settings.sight,
                 population.answers.names,
-                settings.seed,
+                settings.frozen_seed,
                 extra=population.tiles,
                 on_progress=advance,
             )
     if population.text is None:
         raise ValueError(f"Expected public text for a base of {population.track.name}, got none")
     with stages.stage("tiny_base", settings.base.steps) as advance:
-        return tiny_base(cache, population.text, settings.base, settings.seed, on_progress=advance)
+        return tiny_base(cache, population.text, settings.base, settings.frozen_seed, on_progress=advance)
 
 
 def gather_eyes(
@@ -71,7 +71,7 @@ def gather_eyes(
 def _face_eye(settings: SimulationSettings, stages: Stages) -> ImageEncoder:
     with stages.stage("tiny_eyes", tiny_eyes.steps_of(settings.eyes)) as advance:
         folder = tiny_eyes.tiny_eyes(
-            settings.cache.expanduser(), settings.eyes, settings.seed, on_progress=advance
+            settings.cache.expanduser(), settings.eyes, settings.frozen_seed, on_progress=advance
         )
     return load_image_encoder(str(folder))
 
@@ -83,7 +83,7 @@ def _slide_eye(settings: SimulationSettings, population: Population, stages: Sta
         folder = tiny_slide_eye.tiny_slide_eye(
             settings.cache.expanduser(),
             settings.slide_eye,
-            settings.seed,
+            settings.frozen_seed,
             extra=population.tiles,
             on_progress=advance,
         )

@@ -85,9 +85,18 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def from_hpo(
-    folder: Path, answer_names: Mapping[str, str], hidden: frozenset[str], *, other_diseases: int, seed: int
+    folder: Path,
+    answer_names: Mapping[str, str],
+    hidden: frozenset[str],
+    *,
+    other_diseases: int,
+    seed: int,
+    unread: frozenset[str] = frozenset(),
+    newest_lists: bool = True,
 ) -> PublicText:
     """Public text from the tidied HPO files in ``folder``.
+
+    Guarantee: an annotation that names a publication of ``unread`` as its source is not in it.
 
     Args:
         folder: With ``hp_terms.jsonl.gz`` and ``disease_annotations.jsonl.gz``.
@@ -95,12 +104,17 @@ def from_hpo(
         hidden: Finding ids that the run's notes leave out (the facial ones).
         other_diseases: How many diseases outside the plan are learned about besides.
         seed: Chooses these.
+        unread: Publications that the text must not know, for example those whose cases are tested on.
+        newest_lists: Whether the terms that the release of 2025 lists are read too. They come without
+            frequencies and without sources, so that none can be left out for where it was found.
     """
     terms = {t["id"]: t for t in read_lines(folder / "hp_terms.jsonl.gz") if t.get("is_phenotype")}
     labels = {identifier: str(term["label"]) for identifier, term in terms.items()}
     parents = {i: tuple(p for p in term.get("parents", []) if p in labels) for i, term in terms.items()}
     rows = list(read_lines(folder / "disease_annotations.jsonl.gz"))
-    described = {row["disease_id"]: (row, _frequencies(row, labels, hidden)) for row in rows}
+    described = {
+        row["disease_id"]: (row, _frequencies(row, labels, hidden, unread, newest_lists)) for row in rows
+    }
     described = {i: (row, f) for i, (row, f) in described.items() if len(f) >= FEWEST_FINDINGS}
     others = sorted(i for i in described if i.startswith("OMIM:") and i not in answer_names)
     chosen = np.random.default_rng([seed, 1]).permutation(len(others))[:other_diseases]
@@ -121,15 +135,21 @@ def from_hpo(
 
 
 def _frequencies(
-    row: Mapping[str, Any], labels: Mapping[str, str], hidden: frozenset[str]
+    row: Mapping[str, Any],
+    labels: Mapping[str, str],
+    hidden: frozenset[str],
+    unread: frozenset[str],
+    newest_lists: bool,
 ) -> dict[str, float]:
     found: dict[str, float] = {}
     for phenotype in row.get("phenotypes", []):
+        if phenotype.get("ref") in unread:
+            continue
         frequency = float(phenotype.get("freq", UNSTATED_FREQUENCY))
         if phenotype.get("qualifier") != "NOT" and frequency > 0:
             found[phenotype["id"]] = max(frequency, found.get(phenotype["id"], 0.0))
     # The later release lists more terms, without frequencies.
-    for identifier in row.get("hpo_2025", []):
+    for identifier in row.get("hpo_2025", []) if newest_lists else []:
         found.setdefault(identifier, UNSTATED_FREQUENCY)
     return {i: f for i, f in sorted(found.items()) if i in labels and i not in hidden}
 

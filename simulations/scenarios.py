@@ -37,7 +37,10 @@ def populations_of(settings: SimulationSettings) -> Populations:
     if isinstance(data, TileData):
         return _by_track([tile_population(data, seed)])
     if isinstance(data, PhenopacketData):
-        return _by_track([phenopacket_population(data, seed, other_diseases=settings.other_diseases)])
+        population = phenopacket_population(
+            data, seed, other_diseases=settings.other_diseases, text_seed=settings.frozen_seed
+        )
+        return _by_track([population])
     notes = synthetic_population(data, seed) if data.sites else None
     slides = synthetic_slides(data, seed) if data.slides else None
     if notes is not None and slides is not None:
@@ -71,8 +74,12 @@ def synthetic_population(data: SyntheticData, seed: int) -> Population:
     )
 
 
-def phenopacket_population(data: PhenopacketData, seed: int, *, other_diseases: int) -> Population:
+def phenopacket_population(
+    data: PhenopacketData, seed: int, *, other_diseases: int, text_seed: int | None = None
+) -> Population:
     """Real published cases; their facial findings are hidden from notes and drawn into photos.
+
+    ``text_seed`` draws what the public text holds besides the plan's diseases; ``seed`` if not given.
 
     Raises:
         BadFileError: A file of the data is missing.
@@ -102,7 +109,11 @@ def phenopacket_population(data: PhenopacketData, seed: int, *, other_diseases: 
     records = [dataclasses.replace(record, consent=CONSENT) for record in records][: data.most_cases]
     records = _with_photos(records, facial, root / "hpo" / "hp_terms.jsonl.gz", seed)
     rest, new = hold_out_publications(
-        records, RARE_DISEASE.name, share=data.new_publications_share, fewest_left=FEWEST_LEFT, seed=seed
+        records,
+        RARE_DISEASE.name,
+        share=data.new_publications_share,
+        fewest_left=FEWEST_LEFT,
+        seed=seed if data.publications_seed is None else data.publications_seed,
     )
     parts = split_by_patient(rest, {"train": 1 - data.test_share, "test": data.test_share}, seed)
     views = Views(facial="hide", facial_ids=facial)
@@ -126,7 +137,9 @@ def phenopacket_population(data: PhenopacketData, seed: int, *, other_diseases: 
             {answer.id: answer.name for answer in answers.answers},
             facial,
             other_diseases=other_diseases,
-            seed=seed,
+            seed=seed if text_seed is None else text_seed,
+            unread=frozenset(r.group for r in new if r.group) if data.public_text_apart else frozenset(),
+            newest_lists=not data.public_text_apart,
         ),
         description=(
             f"{len(records)} published cases of {len(answers)} rare diseases (phenopacket-store); notes "

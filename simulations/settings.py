@@ -172,7 +172,7 @@ class SimulationSettings:
 
     Attributes:
         name: Of the scenario.
-        seed: Of everything.
+        seed: Of everything, but for what ``models_seed`` decides.
         out: Folder of the results.
         cache: Folder of pretrained tiny models.
         threads: Of torch.
@@ -194,6 +194,8 @@ class SimulationSettings:
         evaluation: How students are judged.
         caps: By site, the most epsilon that it lets be taken from its patients; it refuses other plans.
         sweep: Promises to compare: one student each, and one without noise; none without a sweep.
+        models_seed: Of the frozen models that are made, and of the public text they learn from; null takes
+            ``seed``. Runs that differ in their seed then share them.
     """
 
     name: str
@@ -219,6 +221,12 @@ class SimulationSettings:
     evaluation: EvaluationSettings
     caps: Mapping[str, float] = field(default_factory=dict)
     sweep: tuple[SweepPoint, ...] = ()
+    models_seed: int | None = None
+
+    @property
+    def frozen_seed(self) -> int:
+        """The seed of the frozen models."""
+        return self.seed if self.models_seed is None else self.models_seed
 
     def __post_init__(self) -> None:
         unknown = [name for name in self.methods if name not in METHODS]
