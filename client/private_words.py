@@ -12,9 +12,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from client.student.fit import LocalUpdate, entries_by_patient, some_of
+from client.student.batches import entries_by_patient, some_of
+from client.student.branches import PatientPairs
+from client.student.fit import LocalUpdate
 from client.student.model import Student
-from client.student.orpo import PatientPairs
 from client.student.private import clipped_gradients
 from common.adapter import Adapter, Block, flatten, unflatten
 from common.fixedpoint import Words

@@ -13,10 +13,10 @@ from client.lessons import Lessons, NoPairsError, SiteTeaching
 from client.patients.records import eligible
 from client.private_words import private_words
 from client.site_patients import Excluded, nobody, site_prompts, site_seed
+from client.student.branches import PatientPairs
 from client.student.evaluate import count_cases, rank_cases
 from client.student.fit import LocalUpdate, encode_pairs, local_fit
 from client.student.model import Student
-from client.student.orpo import PatientPairs
 from common.fixedpoint import Words
 from common.ids import SiteId
 from common.messages import EvaluateTask, SumTask, TrainTask

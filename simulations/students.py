@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from client.student.branches import PatientPairs
 from client.student.fit import fit_alone
-from client.student.orpo import PatientPairs
 from common.adapter import Adapter
 from common.ids import SiteId
 from common.learning_plan import TrainingPlan

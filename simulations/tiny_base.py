@@ -25,7 +25,8 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from client.preferences.answers import INSTRUCTIONS, write_answers, write_prompt
-from client.student.orpo import PatientPairs, orpo_losses
+from client.student.branches import PatientPairs
+from client.student.orpo import orpo_losses
 from common.canonical import canonical_json, plain
 from common.schedule import rate_factor
 from common.tracks import RARE_DISEASE

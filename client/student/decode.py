@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from client.patients.photos import SlideRef
-from client.student.orpo import plain_log_probs
+from client.student.branches import plain_log_probs
 from client.student.vision import Vision, images_for
 
 

@@ -8,26 +8,23 @@ fresh each round: its state is made of patients' data and ends with the round.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from client.patients.photos import SlideRef
 from client.preferences.pairs import PreferencePair
+from client.student.batches import draw_batches, micro_batches
+from client.student.branches import PatientPairs
 from client.student.model import Student
-from client.student.orpo import PatientPairs, orpo_losses
-from client.student.vision import Vision
+from client.student.orpo import orpo_losses
 from common.adapter import Adapter, AdapterMode, Block
 from common.learning_plan import TrainingPlan
 from common.schedule import rate_factor
 
 GRADIENT_CLIP = 1.0
-MOST_IMAGES = 2**31
-"""As many as a patient may bring."""
-MICRO_BATCH_TOKENS = 1024
 ADAM_BETAS = (0.9, 0.98)
 
 
@@ -37,32 +34,33 @@ def encode_pairs(
     *,
     max_prompt_tokens: int,
     imitate: bool = False,
-    images: Mapping[str, Sequence[SlideRef]] | None = None,
+    prompts: Mapping[str, Sequence[StudentPrompt]] | None = None,
 ) -> list[PatientPairs]:
     """Pairs as tokens, patients in order of first appearance.
 
-    A text student's patient is one entry. An image student's is one for each of his tiles, with the same
-    answers and pairs. ``imitate`` leaves the rejected answers out: supervised fine-tuning on the chosen ones.
+    A patient is one entry for each of his prompts, with the same answers and pairs: one a reading of his note
+    for a text student, one a tile for an image student. ``imitate`` leaves the rejected answers out:
+    supervised fine-tuning on the chosen ones.
 
     Args:
         student: Whose tokens they are.
         pairs: Of all patients.
         max_prompt_tokens: The plan's.
         imitate: Whether to leave the rejected answers out.
-        images: For an image student, the tiles by patient id.
+        prompts: What is read of each patient, by patient id; the prompt of his pairs if not given.
 
     Raises:
-        ValueError: A patient's pairs have different prompts, or an image student's patient has no tile.
+        ValueError: A patient's pairs have different prompts, or nothing is read of a patient.
     """
     by_patient: dict[str, list[PreferencePair]] = {}
     for pair in pairs:
         by_patient.setdefault(pair.patient_id, []).append(pair)
     entries = []
     for patient_id, own in by_patient.items():
-        tiles: Sequence[SlideRef | None] = [None] if images is None else images.get(patient_id, ())
-        if not tiles:
-            raise ValueError("Expected at least one tile for every patient with pairs, got none for one")
-        entries += _encode(student, own, max_prompt_tokens, imitate, tiles)
+        read = [StudentPrompt(text=own[0].prompt)] if prompts is None else prompts.get(patient_id, ())
+        if not read:
+            raise ValueError("Expected at least one prompt for every patient with pairs, got none for one")
+        entries += _encode(student, own, max_prompt_tokens, imitate, read)
     return entries
 
 
@@ -71,7 +69,7 @@ def _encode(
     pairs: Sequence[PreferencePair],
     longest: int,
     imitate: bool,
-    tiles: Sequence[SlideRef | None],
+    prompts: Sequence[StudentPrompt],
 ) -> list[PatientPairs]:
     if len({pair.prompt for pair in pairs}) != 1:
         raise ValueError("Expected one prompt for all pairs of a patient")
@@ -85,21 +83,13 @@ def _encode(
     return [
         PatientPairs(
             patient_id=pairs[0].patient_id,
-            prompt=student.prompt_ids(pairs[0].prompt, longest, tile),
+            prompt=student.prompt_ids(prompt.text, longest, prompt.image),
             branches=answers,
             pairs=tuple(indices),
-            image=tile,
+            image=prompt.image,
         )
-        for tile in tiles
+        for prompt in prompts
     ]
-
-
-def entries_by_patient(entries: Iterable[PatientPairs]) -> dict[str, list[PatientPairs]]:
-    """The entries of each patient, patients in order of first appearance."""
-    grouped: dict[str, list[PatientPairs]] = {}
-    for entry in entries:
-        grouped.setdefault(entry.patient_id, []).append(entry)
-    return grouped
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -243,73 +233,3 @@ def _fit(
         loss=float(np.mean(losses)),
         preferred=float(np.mean(preferred)),
     )
-
-
-def micro_batches(
-    batch: Sequence[PatientPairs], vision: Vision | None = None
-) -> Iterator[list[PatientPairs]]:
-    """The batch in parts of like length, none with more than ``MICRO_BATCH_TOKENS`` tokens, padding included.
-
-    Short prompts do not wait for the longest one: on notes of published cases a step takes half the time.
-    ``vision`` is the student's, where the entries hold images.
-
-    Guarantee: every entry of the batch is in one part; one that is longer than the bound is a part alone. A
-    part holds only images whose tensors can be joined.
-    """
-    alike: dict[Hashable, list[PatientPairs]] = {}
-    for entry in sorted(batch, key=_length):
-        shapes = None if vision is None or entry.image is None else vision.shapes(entry.image)
-        alike.setdefault(shapes, []).append(entry)
-    for entries in alike.values():
-        yield from _bounded(entries)
-
-
-def _bounded(entries: Iterable[PatientPairs]) -> Iterator[list[PatientPairs]]:
-    part: list[PatientPairs] = []
-    for entry in entries:
-        if part and (len(part) + 1) * _length(entry) > MICRO_BATCH_TOKENS:
-            yield part
-            part = []
-        part.append(entry)
-    if part:
-        yield part
-
-
-def _length(patient: PatientPairs) -> int:
-    return len(patient.prompt) + sum(map(len, patient.branches))
-
-
-def some_of(own: list[PatientPairs], most: int, seed: Sequence[int]) -> list[PatientPairs]:
-    """``most`` of a patient's entries, drawn from the seed, in their order; all where he has no more."""
-    if len(own) <= most:
-        return own
-    drawn = np.random.default_rng(seed).permutation(len(own))[:most]
-    return [own[place] for place in sorted(drawn)]
-
-
-def draw_batches(
-    entries: Sequence[PatientPairs], size: int, *, seed: int, first_step: int, images: int = MOST_IMAGES
-) -> Iterator[list[list[PatientPairs]]]:
-    """Endless batches of ``size`` patients (all, where the site has fewer), from step ``first_step`` on.
-
-    A patient is the list of his entries, or of ``images`` of them, drawn anew each time.
-
-    Guarantee: every pass over the patients takes each of them once, and a step's batch depends on the seed
-    and the step alone, so that a site that was restarted goes on where it was.
-    """
-    if not entries:
-        raise ValueError("Expected at least one patient with pairs, got none")
-    patients = list(entries_by_patient(entries).values())
-    count, size = len(patients), min(size, len(patients))
-    order: dict[int, list[int]] = {}
-    place = first_step * size
-    while True:
-        batch = []
-        for _ in range(size):
-            number, index = divmod(place, count)
-            if number not in order:
-                order = {number: np.random.default_rng([seed, number]).permutation(count).tolist()}
-            # A stream of its own for each draw: the order of patients hangs on nobody's number of tiles.
-            batch.append(some_of(patients[order[number][index]], images, [seed, number, index]))
-            place += 1
-        yield batch

@@ -21,9 +21,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from client.student.fit import entries_by_patient, micro_batches
+from client.student.batches import entries_by_patient, micro_batches
+from client.student.branches import PatientPairs
 from client.student.model import Student
-from client.student.orpo import PatientPairs, orpo_losses
+from client.student.orpo import orpo_losses
 from client.student.unit_lora import UnitSums, unit_lora
 from client.student.vision import Vision
 from common.adapter import Adapter, AdapterSpec, Block

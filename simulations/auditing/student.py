@@ -22,9 +22,11 @@ from client.patients.records import PatientRecord
 from client.preferences.answers import write_answers
 from client.preferences.pairs import PreferencePair
 from client.site_patients import Views, site_prompts
-from client.student.fit import encode_pairs, fit_alone, micro_batches
+from client.student.batches import micro_batches
+from client.student.branches import PatientPairs
+from client.student.fit import encode_pairs, fit_alone
 from client.student.model import Student
-from client.student.orpo import PatientPairs, orpo_losses
+from client.student.orpo import orpo_losses
 from client.student.private import clipped_gradients
 from client.student.prompts import StudentPrompt
 from client.teacher.fit import Teacher, TeacherRecipe, fit_teacher

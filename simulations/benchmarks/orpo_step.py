@@ -20,9 +20,10 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
-from client.student.fit import micro_batches
+from client.student.batches import micro_batches
+from client.student.branches import IGNORED, PatientPairs, plain_log_probs
 from client.student.model import Student, adapter_spec, make_student
-from client.student.orpo import IGNORED, PatientPairs, log_odds_ratio, orpo_losses, plain_log_probs
+from client.student.orpo import log_odds_ratio, orpo_losses
 from common.adapter import AdapterMode, Block
 from common.learning_plan import AdapterPlan
 from simulations.benchmarks._measure import in_turns, parser, peak_bytes, positive, report, with_model

@@ -15,9 +15,11 @@ import torch
 from opacus.grad_sample import GradSampleHooks
 from torch import Tensor
 
-from client.student.fit import ADAM_BETAS, GRADIENT_CLIP, micro_batches
+from client.student.batches import micro_batches
+from client.student.branches import PatientPairs
+from client.student.fit import ADAM_BETAS, GRADIENT_CLIP
 from client.student.model import Student
-from client.student.orpo import PatientPairs, orpo_losses
+from client.student.orpo import orpo_losses
 from client.student.private import clipped_gradients, clipped_gradients_plain
 from common.adapter import Adapter, Block, flatten
 from common.learning_plan import TrainingPlan

@@ -8,9 +8,9 @@ import pytest
 import client.private_words
 import common.privacy.mechanism
 from client.private_words import private_words
+from client.student.branches import PatientPairs
 from client.student.fit import LocalUpdate
 from client.student.model import Student
-from client.student.orpo import PatientPairs
 from client.student.private import ClippedSum
 from common.adapter import Adapter, Block, flatten, initial_adapter, unflatten
 from common.charges import round_charge

@@ -9,16 +9,10 @@ from hypothesis import strategies as st
 
 from client.preferences.answers import write_answers, write_prompt
 from client.preferences.pairs import PreferencePair
-from client.student.fit import (
-    MICRO_BATCH_TOKENS,
-    draw_batches,
-    encode_pairs,
-    fit_alone,
-    local_fit,
-    micro_batches,
-)
+from client.student.batches import MICRO_BATCH_TOKENS, draw_batches, micro_batches
+from client.student.branches import PatientPairs
+from client.student.fit import encode_pairs, fit_alone, local_fit
 from client.student.model import Student
-from client.student.orpo import PatientPairs
 from common.adapter import Block, flatten, initial_adapter
 from common.learning_plan import TrainingPlan
 from common.tracks import RARE_DISEASE
@@ -188,7 +182,7 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch(
     adapter = initial_adapter(student.spec, 0)
     plan = replace(PLAN, local_steps=1, patients_per_step=3, local_optimizer="sgd")
     whole = local_fit(student, adapter, Block.B, patients, plan, round_id=1, seed=0)
-    monkeypatch.setattr("client.student.fit.MICRO_BATCH_TOKENS", 1)
+    monkeypatch.setattr("client.student.batches.MICRO_BATCH_TOKENS", 1)
     parts = local_fit(student, adapter, Block.B, patients, plan, round_id=1, seed=0)
     difference = torch.tensor(flatten(whole.adapter, Block.B) - flatten(parts.adapter, Block.B))
     assert float(difference.abs().max()) < 1e-7

@@ -11,9 +11,11 @@ from torch import nn
 
 from client.preferences.answers import write_answers
 from client.preferences.pairs import PreferencePair
-from client.student.fit import draw_batches, encode_pairs, fit_alone, local_fit
+from client.student.batches import draw_batches
+from client.student.branches import PatientPairs, plain_log_probs
+from client.student.fit import encode_pairs, fit_alone, local_fit
 from client.student.model import PROCESSOR_FILES, Student, adapter_spec, digest_base, load_base
-from client.student.orpo import PatientPairs, orpo_losses, plain_log_probs
+from client.student.orpo import orpo_losses
 from client.student.predict import STUDENT_FILE, StudentCard, load_student, save_student
 from client.student.private import clipped_gradients, clipped_gradients_plain
 from client.student.vision import FAMILIES, Sight

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from client.student.branches import PatientPairs
 from client.student.fit import fit_alone, local_fit
 from client.student.model import (
     Student,
@@ -12,7 +13,7 @@ from client.student.model import (
     load_base,
     make_student,
 )
-from client.student.orpo import PatientPairs, orpo_losses
+from client.student.orpo import orpo_losses
 from client.student.predict import LoadedStudent, StudentCard, load_student, save_student
 from client.student.vision import TAIL_TOKENS
 from common.adapter import (

@@ -7,17 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trl.experimental.orpo import ORPOTrainer
 
+from client.student.branches import IGNORED, PatientPairs, pack, plain_log_probs, token_log_probs
 from client.student.model import Student
-from client.student.orpo import (
-    IGNORED,
-    PatientPairs,
-    log1mexp,
-    log_odds_ratio,
-    orpo_losses,
-    pack,
-    plain_log_probs,
-    token_log_probs,
-)
+from client.student.orpo import log1mexp, log_odds_ratio, orpo_losses
 
 LAMBDA = 0.1
 PATIENTS = [

@@ -11,8 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from client.student.branches import PatientPairs
 from client.student.model import Student, adapter_spec, load_base, make_student
-from client.student.orpo import PatientPairs, orpo_losses
+from client.student.orpo import orpo_losses
 from client.student.private import (
     ClippedSum,
     clipped_gradients,
@@ -251,7 +252,7 @@ def test_the_borders_of_micro_batches_and_parts_do_not_matter(
     student = make(base_folder, AdapterMode.FFA)
     adapter = filled(student)
     whole, start = clipped_gradients(student, adapter, Block.B, RAGGED, PLAN, clip_norm=1.0), UnitSums.start
-    monkeypatch.setattr("client.student.fit.MICRO_BATCH_TOKENS", tokens)
+    monkeypatch.setattr("client.student.batches.MICRO_BATCH_TOKENS", tokens)
     monkeypatch.setattr("client.student.private.ACCUMULATOR_BYTES", most * 8 * student.spec.size(Block.B))
     held = []
     monkeypatch.setattr(UnitSums, "start", lambda self, n: held.append(n) or start(self, n))

@@ -5,11 +5,12 @@ from typing import Any
 import pytest
 import torch
 
+from client.student.batches import micro_batches
+from client.student.branches import PatientPairs, pack, plain_log_probs, with_images
 from client.student.decode import decode_freely, rank_by_beam, score_one_by_one
 from client.student.evaluate import batches_by_length, free_answers, rank_cases
-from client.student.fit import micro_batches
 from client.student.model import Student, load_base
-from client.student.orpo import PatientPairs, orpo_losses, pack, plain_log_probs, with_images
+from client.student.orpo import orpo_losses
 from client.student.prompts import StudentPrompt
 from client.student.vision import FAMILIES, TAIL_TOKENS, Sight, cut_middle
 from common.tracks import TISSUE_TYPE, AnswerList, Modality

@@ -34,8 +34,8 @@ from transformers import (
 
 from client.patients.photos import ImageRef, SlideRef
 from client.preferences.answers import write_answers, write_prompt
+from client.student.branches import PatientPairs
 from client.student.model import Student, adapter_spec, load_base, make_student
-from client.student.orpo import PatientPairs
 from common.adapter import AdapterMode
 from common.learning_plan import AdapterPlan, Side
 from common.tracks import TISSUE_TYPE, Modality
