@@ -95,12 +95,12 @@ def _drawn_gradients(
 ) -> Vector:
     """The clipped gradients of a Poisson sample of patients, summed."""
     each = list(entries_by_patient(patients).values())
-    # Which of a patient's images are looked at is between him and the clip: it needs no accounting, and is by
-    # the operating system's lot like who is drawn.
+    # Which of a patient's images or readings are looked at is between him and the clip: it needs no
+    # accounting, and is by the operating system's lot like who is drawn.
     drawn = [
         entry
         for place in poisson_sample(len(each), privacy.sampling_rate)
-        for entry in some_of(each[place], track.training.images_per_step, [secrets.randbits(63)])
+        for entry in some_of(each[place], track.training.entries_per_step, [secrets.randbits(63)])
     ]
     return clipped_gradients(
         student, adapter, block, drawn, track.training, clip_norm=privacy.clip_norm

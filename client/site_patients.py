@@ -11,11 +11,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from client.patients.notes import Facial, ModelView, model_view
+from client.patients.readings import write_readings
 from client.patients.records import PatientRecord
 from client.patients.stain import Stain, stain_normalized
 from client.preferences.answers import write_prompt
 from client.student.prompts import StudentPrompt
 from common.ids import SiteId
+from common.learning_plan import TrainingPlan
 from common.tracks import Modality, Track
 
 Excluded = Callable[[], frozenset[str]]
@@ -83,6 +85,23 @@ def site_prompts(
     """What a track's student reads, by patient id, of those who have something for it."""
     read = ((record.patient_id, views.prompts(record, track)) for record in records)
     return {patient_id: prompts for patient_id, prompts in read if prompts}
+
+
+def site_readings(
+    records: Sequence[PatientRecord], views: Views, track: Track, training: TrainingPlan, *, seed: int
+) -> Mapping[str, tuple[StudentPrompt, ...]]:
+    """What a track's student learns from, by patient id: every tile, or every reading of the note.
+
+    The first of a patient is what ``site_prompts`` has of him. ``seed`` is the plan's.
+    """
+    if training.readings == 1:
+        return site_prompts(records, views, track)
+    notes = {r.patient_id: write_readings(r, views.view(r), training, seed=seed) for r in records}
+    return {
+        patient_id: tuple(StudentPrompt(text=write_prompt(track, note)) for note in own)
+        for patient_id, own in notes.items()
+        if own
+    }
 
 
 def site_seed(seed: int, site_id: SiteId, purpose: str) -> int:

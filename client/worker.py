@@ -12,7 +12,7 @@ from client.contribution import site_weight, train_words
 from client.lessons import Lessons, NoPairsError, SiteTeaching
 from client.patients.records import eligible
 from client.private_words import private_words
-from client.site_patients import Excluded, nobody, site_prompts, site_seed
+from client.site_patients import Excluded, nobody, site_prompts, site_readings, site_seed
 from client.student.branches import PatientPairs
 from client.student.evaluate import count_cases, rank_cases
 from client.student.fit import LocalUpdate, encode_pairs, local_fit
@@ -21,7 +21,6 @@ from common.fixedpoint import Words
 from common.ids import SiteId
 from common.messages import EvaluateTask, SumTask, TrainTask
 from common.plan import RunPlan
-from common.tracks import Modality
 from common.train_words import train_fixed_point
 
 TOP = 10
@@ -78,7 +77,7 @@ class SiteWorker:
         return self.teaching.prepare(self._track.track)
 
     def encoded(self) -> tuple[PatientPairs, ...]:
-        """The lessons as tokens, one entry a prompt: one a patient who is read, one a tile of who is seen."""
+        """The lessons as tokens, one entry a prompt: one a reading of a note, one a tile."""
         if self._encoded is None:
             self._encoded = tuple(self._encode(self.prepare()))
         return self._encoded
@@ -93,16 +92,17 @@ class SiteWorker:
         return left
 
     def _encode(self, lessons: Lessons) -> Sequence[PatientPairs]:
-        images = None
-        if self._track.definition.modality is Modality.IMAGE:
-            patients = self.teaching.patients
-            images = {record.patient_id: patients.views.view(record).slides for record in patients.train}
+        track, patients = self._track, self.teaching.patients
+        taught = {pair.patient_id for pair in lessons.pairs}
+        records = [record for record in patients.train if record.patient_id in taught]
         return encode_pairs(
             self._student,
             lessons.pairs,
-            max_prompt_tokens=self._track.training.max_prompt_tokens,
-            imitate=self._track.training.orpo_lambda == 0,
-            images=images,
+            max_prompt_tokens=track.training.max_prompt_tokens,
+            imitate=track.training.orpo_lambda == 0,
+            prompts=site_readings(
+                records, patients.views, track.definition, track.training, seed=self._plan.seed
+            ),
         )
 
     def _train(self, task: TrainTask) -> Words:

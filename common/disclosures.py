@@ -110,6 +110,10 @@ CHOSEN: Mapping[str, Disclosure] = MappingProxyType(
             protection="own data only", note="the patient's label and the teacher's ranking of him"
         ),
         "pairs: which answers a site has seen": _public("not used: a plan with an epsilon refuses it"),
+        "student: readings of a note": Disclosure(
+            protection="own data only",
+            note="the patient's findings, and lots drawn from the plan's seed and the pseudonym",
+        ),
         "patients: who may take part": Disclosure(
             protection="own data only", note="his own consent and label"
         ),

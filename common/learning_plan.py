@@ -166,6 +166,10 @@ class TrainingPlan:
         patients_per_step: Patients of one step; all pairs of a patient go together.
         images_per_step: Images of one patient that an image student sees in one step, at most, drawn anew for
             each step; a patient counts as one, however many they are.
+        readings: Versions of his note that a text student's patient brings, the first being the note itself;
+            the others have his coded findings in another order. Each step reads one of them, drawn anew.
+        dropped: Chance of a finding to be left out of a reading other than the first; at least one stays.
+        with_exclusions: Share of these readings that list what was looked for and not found.
         learning_rate: Of the site's optimizer.
         local_optimizer: ``adamw``, fresh each round; or plain ``sgd``, where an adaptive server optimizer
             does the scaling (Reddi et al. 2021) and, with one local step, the federation takes the steps
@@ -185,6 +189,9 @@ class TrainingPlan:
     nll_on: NllOn = "answer"
     max_prompt_tokens: int
     images_per_step: int = 4
+    readings: int = 1
+    dropped: float = 0.0
+    with_exclusions: float = 1.0
     weighting: Weighting = "patients"
 
     def __post_init__(self) -> None:
@@ -193,6 +200,23 @@ class TrainingPlan:
             require_whole(key, getattr(self, key), 1)
         require_positive("learning_rate", self.learning_rate)
         require(self.orpo_lambda >= 0, "orpo_lambda", self.orpo_lambda, "a number >= 0")
+        self._require_readings()
+
+    def _require_readings(self) -> None:
+        require_whole("readings", self.readings, 1)
+        require(0 <= self.dropped < 1, "dropped", self.dropped, "a number from 0 to less than 1")
+        share = self.with_exclusions
+        require(0 <= share <= 1, "with_exclusions", share, "a number from 0 to 1")
+        if self.readings > 1:
+            return
+        for key, default in (("dropped", 0), ("with_exclusions", 1)):
+            got = getattr(self, key)
+            require(got == default, key, got, f"{default}, since it has no effect on 1 reading")
+
+    @property
+    def entries_per_step(self) -> int:
+        """How many of a patient's entries a step looks at, at most: one reading, or some of his images."""
+        return 1 if self.readings > 1 else self.images_per_step
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -40,7 +40,7 @@ from common.privacy.mechanism import Mechanism
 from common.privacy_plan import PrivacyPlan, TrackPrivacy
 from common.schema import build, conform
 from common.secagg.packing import SMALLEST_BITS
-from common.tracks import TRACKS, Track
+from common.tracks import TRACKS, Modality, Track
 
 PLAN_SCHEMA = 3
 RUN_CONFIG_KEY = "plan"
@@ -121,6 +121,8 @@ class TrackPlan:
         require(self.track in TRACKS, "track", repr(self.track), f"one of {', '.join(TRACKS)}")
         for key in ("answers_digest", "base_model_digest", "tokenizer_digest"):
             require_digest(key, getattr(self, key))
+        readings, read = self.training.readings, self.definition.modality is Modality.TEXT
+        require(readings == 1 or read, "training.readings", readings, f"1, since {self.track} has no notes")
 
     @property
     def definition(self) -> Track:

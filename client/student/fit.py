@@ -1,8 +1,8 @@
 """A site's local update: some steps of ORPO on its own pairs, from the adapter received.
 
 Only the round's active block is trained. Every step takes the next ``patients_per_step`` patients of a
-shuffled pass over the site's patients, with all that each of them brings; an image student's patient brings
-an entry for every tile, and his loss is the mean over those that a step looks at. The local optimizer starts
+shuffled pass over the site's patients, with all that each of them brings: an entry for every tile, or for
+every reading of his note. His loss is the mean over those that a step looks at. The local optimizer starts
 fresh each round: its state is made of patients' data and ends with the round.
 """
 
@@ -20,6 +20,7 @@ from client.student.batches import draw_batches, micro_batches
 from client.student.branches import PatientPairs
 from client.student.model import Student
 from client.student.orpo import orpo_losses
+from client.student.prompts import StudentPrompt
 from common.adapter import Adapter, AdapterMode, Block
 from common.learning_plan import TrainingPlan
 from common.schedule import rate_factor
@@ -141,7 +142,7 @@ def local_fit(
         plan.patients_per_step,
         seed=seed,
         first_step=(round_id - 1) * plan.local_steps,
-        images=plan.images_per_step,
+        images=plan.entries_per_step,
     )
     return _fit(student, factors, batches, plan, optimizer=_optimizer(factors, plan), steps=plan.local_steps)
 
@@ -168,7 +169,7 @@ def fit_alone(
     factors = [factor for block in blocks for factor in student.train_block(block)]
     for factor in factors:
         factor.requires_grad = True
-    batches = draw_batches(patients, patients_per_step, seed=seed, first_step=0, images=plan.images_per_step)
+    batches = draw_batches(patients, patients_per_step, seed=seed, first_step=0, images=plan.entries_per_step)
     steps = plan.rounds * plan.local_steps
     optimizer = torch.optim.AdamW(factors, lr=learning_rate, betas=ADAM_BETAS, weight_decay=0.0, fused=True)
 

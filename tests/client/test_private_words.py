@@ -284,3 +284,30 @@ def test_an_adapter_that_is_larger_than_the_plan_says_is_refused(drawn: Drawn) -
 def test_a_plan_without_privacy_has_no_private_words(drawn: Drawn) -> None:
     with pytest.raises(ValueError, match="Expected a track with privacy, got one in mode none"):
         words_of(tiny_plan(), patients(1))
+
+
+def test_a_step_reads_one_of_a_patients_readings_and_in_time_each(
+    drawn: Drawn, silent: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[int] = []
+
+    def reading(one: PatientPairs) -> PatientPairs:
+        read.append(one.prompt[1])
+        return one
+
+    plan = plan_of(readings=2)
+    some = [entry(f"p{number % 5}", first=40 + number // 5) for number in range(10)]
+    gradients = client.private_words.clipped_gradients
+    monkeypatch.setattr(
+        client.private_words,
+        "clipped_gradients",
+        lambda student, adapter, block, batch, *rest, **named: gradients(
+            student, adapter, block, [reading(one) for one in batch], *rest, **named
+        ),
+    )
+    for _ in range(40):
+        words_of(plan, some)
+    assert all(sorted(batch) == [f"p{number}" for number in range(5)] for batch in drawn.batches)
+    # 200 lots of a half.
+    assert 60 < read.count(40) < 140
+    assert read.count(40) + read.count(41) == 200

@@ -13,6 +13,8 @@ from client.patients.notes import NO_FINDINGS
 from client.patients.records import Finding, PatientRecord
 from client.preferences.store import create_master_key, load_pairs, read_master_key
 from client.site_patients import Excluded, SitePatients, Views, nobody, site_seed
+from client.student.batches import entries_by_patient
+from client.student.fit import encode_pairs, local_fit
 from client.student.model import adapter_spec, digest_base
 from client.teacher.rank import Ranking
 from client.worker import SiteWorker
@@ -223,6 +225,52 @@ def test_imitation_teaches_the_label_alone(
         assert answer is not None
         assert answer.id == names[pair.patient_id]
     assert {entry.pairs for entry in worker.encoded()} == {((0, None),)}
+
+
+@pytest.fixture(scope="module")
+def varied_plan(plan: RunPlan) -> RunPlan:
+    (track,) = plan.tracks
+    training = replace(track.training, readings=3, dropped=0.3, with_exclusions=0.5)
+    return replace(plan, tracks=(replace(track, training=training),))
+
+
+def test_one_reading_changes_nothing(worker: SiteWorker, plan: RunPlan, models: Models) -> None:
+    training, pairs = plan.tracks[0].training, worker.prepare().pairs
+    assert training.readings == 1
+    notes_alone = encode_pairs(models.student, pairs, max_prompt_tokens=training.max_prompt_tokens)
+    assert list(worker.encoded()) == notes_alone
+    fits = [
+        local_fit(models.student, models.initial, Block.B, entries, training, round_id=1, seed=0).adapter
+        for entries in (worker.encoded(), notes_alone)
+    ]
+    assert fits[0].digest() == fits[1].digest()
+
+
+def test_a_patients_readings_share_his_pairs_and_begin_with_his_note(
+    worker: SiteWorker, varied_plan: RunPlan, population: Population, models: Models, tmp_path: Path
+) -> None:
+    varied = worker_of(varied_plan, population, models, tmp_path)
+    by_patient = entries_by_patient(varied.encoded())
+    assert {len(own) for own in by_patient.values()} == {3}
+    for note in worker.encoded():
+        own = by_patient[note.patient_id]
+        assert own[0] == note
+        assert {(one.branches, one.pairs) for one in own} == {(note.branches, note.pairs)}
+    prompts = [{one.prompt for one in own} for own in by_patient.values()]
+    assert sum(len(own) > 1 for own in prompts) > 0.8 * len(prompts)
+
+
+def test_a_patient_of_several_readings_weighs_as_one_and_is_read_once_a_step(
+    worker: SiteWorker, varied_plan: RunPlan, population: Population, models: Models, tmp_path: Path
+) -> None:
+    varied = worker_of(varied_plan, population, models, tmp_path)
+    words = TrainWords.split(varied.words(train_task(varied_plan, models)))
+    training = varied_plan.tracks[0].training
+    weight = site_weight(len(worker.encoded()), varied_plan.aggregation, training.weighting)
+    assert train_fixed_point(varied_plan).decode(words.weight) == pytest.approx([weight])
+    patients, pairs, _, _ = decode_counts(words.counts)
+    assert patients == training.patients_per_step * training.local_steps
+    assert pairs == patients * varied_plan.tracks[0].preferences.pairs_per_patient
 
 
 def test_a_patient_in_train_and_test_is_refused(population: Population) -> None:

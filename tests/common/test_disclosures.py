@@ -119,6 +119,9 @@ DECIDED: Mapping[type[Any], Mapping[str, str]] = {
         "nll_on": "student: hyper-parameters",
         "max_prompt_tokens": "student: hyper-parameters",
         "images_per_step": "student: drawn batches",
+        "readings": "student: readings of a note",
+        "dropped": "student: readings of a note",
+        "with_exclusions": "student: readings of a note",
         "weighting": "patients: how many there are",
     },
     ServerOptimizerPlan: dict.fromkeys(

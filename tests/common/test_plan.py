@@ -142,7 +142,7 @@ def test_a_number_has_one_form() -> None:
 
 
 def test_the_digest_of_a_plan_stays_what_it_was() -> None:
-    assert PLAN.digest() == "eca58b95e9f96699edcf007d843630ea4faa766e8d217f7fb94077b716a2649d"
+    assert PLAN.digest() == "426cb18650287cebd3e4c35137407d5dcf10e171827066c06b0bb671ea4b3299"
 
 
 A = "tracks.0.adapter"
@@ -184,6 +184,9 @@ OTHER_VALUES: Json = {
     f"{T}.nll_on": "sequence",
     f"{T}.max_prompt_tokens": 1,
     f"{T}.images_per_step": 1,
+    f"{T}.readings": 2,
+    f"{T}.dropped": 0.5,
+    f"{T}.with_exclusions": 0.5,
     f"{T}.weighting": "uniform",
     f"{S}.name": "adam",
     f"{S}.learning_rate": 0.5,
@@ -222,9 +225,11 @@ def test_every_field_is_in_the_digest() -> None:
         base = run_plan(tracks=(track_plan(server_optimizer=ServerOptimizerPlan(name="adam")),))
         if path in (f"{S}.name", f"{S}.momentum"):
             base = run_plan(tracks=PLAN.tracks[:1])
+        if path in (f"{T}.dropped", f"{T}.with_exclusions"):
+            base = RunPlan.from_json(changed(f"{T}.readings", 2, base))
         digests |= {base.digest(), RunPlan.from_json(changed(path, value, base)).digest()}
-    # Three plans to start from, one of which is reached by a change as well.
-    assert len(digests) == len(OTHER_VALUES) + 3 - 1
+    # Four plans to start from, two of which are reached by a change as well.
+    assert len(digests) == len(OTHER_VALUES) + 4 - 2
 
 
 @pytest.mark.parametrize(
@@ -337,6 +342,28 @@ def test_every_field_is_in_the_digest() -> None:
             0,
             "plan.tracks[0].training.max_prompt_tokens: expected a whole number >= 1",
         ),
+        (f"{T}.readings", 0, "plan.tracks[0].training.readings: expected a whole number >= 1, got 0"),
+        (
+            "tracks.1.training.readings",
+            2,
+            "plan.tracks[1].training.readings: expected 1, since tissue_type has no notes, got 2",
+        ),
+        (f"{T}.dropped", 1, "plan.tracks[0].training.dropped: expected a number from 0 to less than 1, got"),
+        (
+            f"{T}.dropped",
+            0.2,
+            "plan.tracks[0].training.dropped: expected 0, since it has no effect on 1 reading, got 0.2",
+        ),
+        (
+            f"{T}.with_exclusions",
+            1.5,
+            "plan.tracks[0].training.with_exclusions: expected a number from 0 to 1, got 1.5",
+        ),
+        (
+            f"{T}.with_exclusions",
+            0,
+            "plan.tracks[0].training.with_exclusions: expected 1, since it has no effect on 1 reading, got 0",
+        ),
         (f"{T}.weighting", "x", "plan.tracks[0].training.weighting: expected one of patients, uniform"),
         (
             f"{S}.name",
@@ -430,6 +457,7 @@ def required_paths() -> list[str]:
         *("label_policy", "rejected_from", "reject_from", "middle", "orpo_lambda", "nll_on", "weighting"),
         *("local_optimizer", "momentum", "beta1", "beta2", "epsilon", "max_abs_delta"),
         *("lost_before_upload", "word_bits", "side", "images_per_step"),
+        *("readings", "dropped", "with_exclusions"),
     }
     paths = [*CONTENT, *(f"tracks.0.{key}" for key in CONTENT["tracks"][0] if key != "sites")]
     paths += [

@@ -18,6 +18,7 @@ from client.student.model import PROCESSOR_FILES, Student, adapter_spec, digest_
 from client.student.orpo import orpo_losses
 from client.student.predict import STUDENT_FILE, StudentCard, load_student, save_student
 from client.student.private import clipped_gradients, clipped_gradients_plain
+from client.student.prompts import StudentPrompt
 from client.student.vision import FAMILIES, Sight
 from common.adapter import Adapter, AdapterMode, Block, flatten, initial_adapter, tensor_shapes
 from common.errors import BadFileError
@@ -36,6 +37,7 @@ PLAN = TrainingPlan(
 )
 NO_CLIP = 1e6
 TILES_OF = {"p1": TILES[:3], "p2": TILES[3:5], "p3": TILES[5:]}
+PROMPTS = {name: [StudentPrompt(text=TEXT, image=tile) for tile in tiles] for name, tiles in TILES_OF.items()}
 
 
 def pair(patient: str, chosen: str, rejected: str) -> PreferencePair:
@@ -52,7 +54,7 @@ PAIRS = [
 
 
 def encoded(student: Student) -> list[PatientPairs]:
-    return encode_pairs(student, PAIRS, max_prompt_tokens=256, images=TILES_OF)
+    return encode_pairs(student, PAIRS, max_prompt_tokens=256, prompts=PROMPTS)
 
 
 def filled(student: Student) -> Adapter:
@@ -68,8 +70,8 @@ def test_a_patient_with_several_tiles_is_one_entry_a_tile(sighted: Student) -> N
     assert [own.patient_id for own in entries] == ["p1", "p1", "p1", "p2", "p2", "p3"]
     assert [own.image for own in entries] == list(TILES)
     assert {(own.branches, own.pairs) for own in entries[:3]} == {(entries[0].branches, ((0, 1), (0, 2)))}
-    with pytest.raises(ValueError, match="Expected at least one tile"):
-        encode_pairs(sighted, PAIRS, max_prompt_tokens=256, images={"p1": TILES, "p2": TILES})
+    with pytest.raises(ValueError, match="Expected at least one prompt"):
+        encode_pairs(sighted, PAIRS, max_prompt_tokens=256, prompts={**PROMPTS, "p3": []})
 
 
 def test_a_step_takes_patients_with_all_their_tiles(sighted: Student) -> None:
