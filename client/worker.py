@@ -14,6 +14,7 @@ from client.patients.records import eligible
 from client.private_words import private_words
 from client.site_patients import Excluded, nobody, site_prompts, site_readings, site_seed
 from client.student.branches import PatientPairs
+from client.student.dpo import with_reference
 from client.student.evaluate import count_cases, rank_cases
 from client.student.fit import LocalUpdate, encode_pairs, local_fit
 from client.student.model import Student
@@ -95,7 +96,7 @@ class SiteWorker:
         track, patients = self._track, self.teaching.patients
         taught = {pair.patient_id for pair in lessons.pairs}
         records = [record for record in patients.train if record.patient_id in taught]
-        return encode_pairs(
+        entries = encode_pairs(
             self._student,
             lessons.pairs,
             max_prompt_tokens=track.training.max_prompt_tokens,
@@ -104,6 +105,7 @@ class SiteWorker:
                 records, patients.views, track.definition, track.training, seed=self._plan.seed
             ),
         )
+        return with_reference(self._student, entries) if track.training.loss == "dpo" else entries
 
     def _train(self, task: TrainTask) -> Words:
         training, encoded = self._track.training, self._taking_part()

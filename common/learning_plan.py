@@ -26,6 +26,7 @@ from common.schema import conform
 LabelPolicy = Literal["teacher", "label_first", "correct_only"]
 RejectedFrom = Literal["bottom", "middle"]
 RejectFrom = Literal["seen", "all"]
+Loss = Literal["orpo", "dpo"]
 NllOn = Literal["answer", "sequence"]
 Weighting = Literal["patients", "uniform"]
 LocalOptimizer = Literal["adamw", "sgd"]
@@ -161,7 +162,7 @@ class TrainingPlan:
     """How long and how a student is trained.
 
     Attributes:
-        rounds: Rounds of the run.
+        rounds: Rounds of training; 0 only where an adapter that was trained before is calibrated.
         local_steps: Optimizer steps of a site in one round.
         patients_per_step: Patients of one step; all pairs of a patient go together.
         images_per_step: Images of one patient that an image student sees in one step, at most, drawn anew for
@@ -174,6 +175,9 @@ class TrainingPlan:
         local_optimizer: ``adamw``, fresh each round; or plain ``sgd``, where an adaptive server optimizer
             does the scaling (Reddi et al. 2021) and, with one local step, the federation takes the steps
             that one machine with all patients would take.
+        loss: ``orpo``, which is supervised fine-tuning where ``orpo_lambda`` is 0; or ``dpo``, against the
+            base without its adapter.
+        dpo_beta: Of dpo, how strongly the student is held to that reference (Rafailov et al. 2023, β).
         orpo_lambda: Weight of the odds ratio against the likelihood (Hong et al. 2024, section 4.2).
         nll_on: Tokens of the likelihood: the ``answer`` alone, or the whole ``sequence`` with the prompt.
         max_prompt_tokens: A longer prompt is cut to this many tokens.
@@ -185,6 +189,8 @@ class TrainingPlan:
     patients_per_step: int
     learning_rate: float
     local_optimizer: LocalOptimizer = "adamw"
+    loss: Loss = "orpo"
+    dpo_beta: float = 0.1
     orpo_lambda: float = 0.1
     nll_on: NllOn = "answer"
     max_prompt_tokens: int
@@ -196,11 +202,20 @@ class TrainingPlan:
 
     def __post_init__(self) -> None:
         conform(self)
-        for key in ("rounds", "local_steps", "patients_per_step", "max_prompt_tokens", "images_per_step"):
+        # None at all only where a track's calibration is all that is done: `TrackPlan` knows.
+        require_whole("rounds", self.rounds, 0)
+        for key in ("local_steps", "patients_per_step", "max_prompt_tokens", "images_per_step"):
             require_whole(key, getattr(self, key), 1)
         require_positive("learning_rate", self.learning_rate)
+        require_positive("dpo_beta", self.dpo_beta)
         require(self.orpo_lambda >= 0, "orpo_lambda", self.orpo_lambda, "a number >= 0")
+        self._require_of_loss()
         self._require_readings()
+
+    def _require_of_loss(self) -> None:
+        for key in ("orpo_lambda", "nll_on") if self.loss == "dpo" else ("dpo_beta",):
+            default, got = getattr(type(self), key), getattr(self, key)
+            require(got == default, key, got, f"{default}, since it has no effect on {self.loss}")
 
     def _require_readings(self) -> None:
         require_whole("readings", self.readings, 1)

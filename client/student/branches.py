@@ -32,6 +32,8 @@ class PatientPairs:
         pairs: (chosen, rejected) as indices into ``branches``; rejected is ``None`` where an answer is
             only imitated (supervised fine-tuning).
         image: The tile that the prompt's image tokens stand for; none for a text student.
+        reference: How likely each answer is to the base without its adapter, as the summed log-probability of
+            its tokens; only where the loss compares with it.
     """
 
     patient_id: str
@@ -39,10 +41,15 @@ class PatientPairs:
     branches: tuple[tuple[int, ...], ...]
     pairs: tuple[tuple[int, int | None], ...]
     image: SlideRef | None = None
+    reference: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         if not self.prompt or not self.pairs or not all(self.branches):
             raise ValueError("Expected a prompt, at least one pair and no empty answer")
+        if self.reference is not None and len(self.reference) != len(self.branches):
+            raise ValueError(
+                f"Expected a reference for each of {len(self.branches)} answers, got {len(self.reference)}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,6 +139,20 @@ def pack(
         row=torch.tensor(row),
         prompt_labels=prompt_labels if whole else prompt_labels[:, :0],
     )
+
+
+def branch_batch(
+    model: nn.Module,
+    patients: Sequence[PatientPairs],
+    pad_id: int,
+    *,
+    vision: Vision | None = None,
+    whole: bool = False,
+) -> BranchBatch:
+    """The patients packed, with their images, where the model is and in its dtype."""
+    parameter = next(model.parameters())
+    packed = pack(patients, pad_id, dtype=parameter.dtype, whole=whole)
+    return with_images(packed, patients, vision).to(parameter.device)
 
 
 def with_images(batch: BranchBatch, patients: Sequence[PatientPairs], vision: Vision | None) -> BranchBatch:
@@ -239,3 +260,65 @@ def plain_log_probs(
     images = {} if vision is None or image is None else vision.plain_inputs(image, ids)
     logits = model(input_ids=ids, use_cache=False, **images).logits[0, len(prompt) - 1 : -1].float()
     return logits.log_softmax(-1).gather(-1, torch.tensor(answer)[:, None])[:, 0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PatientLosses:
+    """What one forward pass says of each patient, (patients,) each.
+
+    Attributes:
+        loss: The patient's mean loss over his pairs, differentiable.
+        nll: Mean negative log-likelihood of the chosen answers' tokens; differentiable where it is a part of
+            the loss.
+        margin: How much likelier the chosen answers are by the loss's own measure (ORPO's log odds ratio,
+            DPO's margin against the reference), mean; 0 where no pair has a rejected answer.
+        preferred: Share of pairs whose margin is above 0.
+    """
+
+    loss: Tensor
+    nll: Tensor
+    margin: Tensor
+    preferred: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairIndex:
+    """The pairs of a whole batch, (pairs,) each.
+
+    Attributes:
+        chosen, rejected: Branches of the batch; a pair without a rejected answer has its chosen one twice.
+        row: The patient.
+        weight: 1 / pairs of that patient.
+        patients: How many there are.
+    """
+
+    chosen: Tensor
+    rejected: Tensor
+    row: Tensor
+    weight: Tensor
+    patients: int
+
+    def per_patient(self, of_pairs: Tensor) -> Tensor:
+        """The mean over each patient's pairs, (patients,)."""
+        zeros = torch.zeros(self.patients, device=self.row.device)
+        return zeros.index_add(0, self.row, of_pairs * self.weight)
+
+
+def index_pairs(patients: Sequence[PatientPairs], device: torch.device) -> PairIndex:
+    """Where the pairs of a batch that ``pack`` made of ``patients`` stand."""
+    chosen, rejected, row, weight = [], [], [], []
+    first = 0
+    for index, patient in enumerate(patients):
+        for winner, loser in patient.pairs:
+            chosen.append(first + winner)
+            rejected.append(first + (winner if loser is None else loser))
+            row.append(index)
+            weight.append(1 / len(patient.pairs))
+        first += len(patient.branches)
+    return PairIndex(
+        chosen=torch.tensor(chosen, device=device),
+        rejected=torch.tensor(rejected, device=device),
+        row=torch.tensor(row, device=device),
+        weight=torch.tensor(weight, device=device),
+        patients=len(patients),
+    )

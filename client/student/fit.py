@@ -1,4 +1,4 @@
-"""A site's local update: some steps of ORPO on its own pairs, from the adapter received.
+"""A site's local update: some steps of the plan's loss on its own pairs, from the adapter received.
 
 Only the round's active block is trained. Every step takes the next ``patients_per_step`` patients of a
 shuffled pass over the site's patients, with all that each of them brings: an entry for every tile, or for
@@ -18,8 +18,8 @@ from torch import Tensor
 from client.preferences.pairs import PreferencePair
 from client.student.batches import draw_batches, micro_batches
 from client.student.branches import PatientPairs
+from client.student.losses import plan_losses
 from client.student.model import Student
-from client.student.orpo import orpo_losses
 from client.student.prompts import StudentPrompt
 from common.adapter import Adapter, AdapterMode, Block
 from common.learning_plan import TrainingPlan
@@ -131,7 +131,7 @@ def local_fit(
         adapter: Received in this round.
         block: The round's active block.
         patients: The site's pairs as tokens; entries with the same patient id are one patient.
-        plan: Steps, rate, λ, where the likelihood looks.
+        plan: Steps, rate, loss.
         round_id: 1 for the first; says where in its passes over the patients the site is.
         seed: Of the order of patients.
     """
@@ -208,14 +208,7 @@ def _fit(
         entries = [entry for own in batch for entry in own]
         of_entry = {own[0].patient_id: 1 / len(own) for own in batch}
         for part in micro_batches(entries, student.vision):
-            result = orpo_losses(
-                student.model,
-                part,
-                orpo_lambda=plan.orpo_lambda,
-                pad_id=student.pad_id,
-                nll_on=plan.nll_on,
-                vision=student.vision,
-            )
+            result = plan_losses(student, part, plan)
             weight = result.loss.new_tensor([of_entry[entry.patient_id] for entry in part])
             mean_part = (result.loss * weight).sum() / len(batch)
             mean_part.backward()

@@ -10,13 +10,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from client.student.branches import IGNORED, PatientPairs, pack, token_log_probs, with_images
+from client.student.branches import (
+    IGNORED,
+    PatientLosses,
+    PatientPairs,
+    branch_batch,
+    index_pairs,
+    token_log_probs,
+)
 from client.student.vision import Vision
 
 LOG_HALF = -math.log(2.0)
@@ -38,23 +44,6 @@ def log_odds_ratio(chosen: Tensor, rejected: Tensor) -> Tensor:
     return (chosen - rejected) - (log1mexp(chosen) - log1mexp(rejected))
 
 
-@dataclass(frozen=True, kw_only=True)
-class PatientLosses:
-    """What one forward pass says of each patient, (patients,) each, differentiable.
-
-    Attributes:
-        loss: The patient's mean ORPO loss over his pairs.
-        nll: The supervised part.
-        log_odds: Mean log odds ratio (0 where no pair has a rejected answer).
-        preferred: Share of pairs whose chosen answer is the likelier one.
-    """
-
-    loss: Tensor
-    nll: Tensor
-    log_odds: Tensor
-    preferred: Tensor
-
-
 def orpo_losses(
     model: nn.Module,
     patients: Sequence[PatientPairs],
@@ -72,40 +61,22 @@ def orpo_losses(
 
     Guarantee: a patient's loss does not depend on who else is in the batch.
     """
-    parameter = next(model.parameters())
-    packed = pack(patients, pad_id, dtype=parameter.dtype, whole=nll_on == "sequence")
-    batch = with_images(packed, patients, vision).to(parameter.device)
+    batch = branch_batch(model, patients, pad_id, vision=vision, whole=nll_on == "sequence")
     of_branches, of_prompts = token_log_probs(model, batch)
     total, length = of_branches.sum(-1), (batch.labels != IGNORED).sum(-1)
     mean = total / length
-    chosen, rejected, row, weight = (t.to(parameter.device) for t in _pair_index(patients))
-    prompt_total, prompt_length = of_prompts.sum(-1)[row], (batch.prompt_labels != IGNORED).sum(-1)[row]
+    pairs = index_pairs(patients, batch.labels.device)
+    chosen, rejected = pairs.chosen, pairs.rejected
+    prompt_total = of_prompts.sum(-1)[pairs.row]
+    prompt_length = (batch.prompt_labels != IGNORED).sum(-1)[pairs.row]
     nll = -(total[chosen] + prompt_total) / (length[chosen] + prompt_length)
     # A pair without a rejected answer points at its own chosen one and is masked out.
     preference = (rejected != chosen).float()
     log_odds = log_odds_ratio(mean[chosen], mean[rejected]) * preference
     loss = nll - orpo_lambda * preference * nn.functional.logsigmoid(log_odds)
-
-    def per_patient(values: Tensor) -> Tensor:
-        return torch.zeros(len(patients), device=row.device).index_add(0, row, values * weight)
-
     return PatientLosses(
-        loss=per_patient(loss),
-        nll=per_patient(nll),
-        log_odds=per_patient(log_odds).detach(),
-        preferred=per_patient((log_odds > 0).float()).detach(),
+        loss=pairs.per_patient(loss),
+        nll=pairs.per_patient(nll),
+        margin=pairs.per_patient(log_odds).detach(),
+        preferred=pairs.per_patient((log_odds > 0).float()).detach(),
     )
-
-
-def _pair_index(patients: Sequence[PatientPairs]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Pairs of the whole batch: chosen branch, rejected branch, patient, 1 / pairs of that patient."""
-    chosen, rejected, row, weight = [], [], [], []
-    first = 0
-    for index, patient in enumerate(patients):
-        for winner, loser in patient.pairs:
-            chosen.append(first + winner)
-            rejected.append(first + (winner if loser is None else loser))
-            row.append(index)
-            weight.append(1 / len(patient.pairs))
-        first += len(patient.branches)
-    return torch.tensor(chosen), torch.tensor(rejected), torch.tensor(row), torch.tensor(weight)

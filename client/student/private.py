@@ -2,7 +2,7 @@
 
 The unit is the patient. All that he brings, answers, pairs and notes or tiles, is summed before the clip; a
 clip row by row would let him pull as often as he has rows. His loss is the mean over his notes (or tiles) of
-the ORPO loss, which looks at nobody else (``client.student.orpo``); what would couple patients behind its
+the plan's loss, which looks at nobody else (``client.student.losses``); what would couple patients behind its
 back, such as batch statistics, is refused by ``require_separable``.
 
 ``clipped_gradients_plain`` is the slow form, one patient at a time by ordinary autograd; tests compare the
@@ -23,8 +23,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from client.student.batches import entries_by_patient, micro_batches
 from client.student.branches import PatientPairs
+from client.student.losses import plan_losses
 from client.student.model import Student
-from client.student.orpo import orpo_losses
 from client.student.unit_lora import UnitSums, unit_lora
 from client.student.vision import Vision
 from common.adapter import Adapter, AdapterSpec, Block
@@ -76,7 +76,7 @@ def clipped_gradients(
         adapter: Where the gradient is taken.
         block: Whose gradient; the other factors get none.
         patients: The drawn patients' pairs; entries with the same patient id are one patient.
-        plan: λ, where the likelihood looks.
+        plan: Which loss.
         clip_norm: L2 bound on one patient's part.
     """
     factors = _prepare(student, adapter, block, clip_norm)
@@ -106,7 +106,7 @@ def clipped_gradients_plain(
     for entries in by_patient.values():
         gradient = np.zeros_like(total)
         for entry in entries:
-            loss = _losses(student, [entry], plan).sum()
+            loss = plan_losses(student, [entry], plan).loss.sum()
             parts = torch.autograd.grad(loss, factors)
             gradient += torch.cat([part.flatten() for part in parts]).double().cpu().numpy() / len(entries)
         norm = math.sqrt(float(np.square(gradient).sum()))
@@ -155,17 +155,6 @@ def require_separable(model: nn.Module) -> None:
                 raise ValueError(f"Expected no router loss, which couples patients, got {name} {value}")
 
 
-def _losses(student: Student, entries: Sequence[PatientPairs], plan: TrainingPlan) -> Tensor:
-    return orpo_losses(
-        student.model,
-        entries,
-        orpo_lambda=plan.orpo_lambda,
-        pad_id=student.pad_id,
-        nll_on=plan.nll_on,
-        vision=student.vision,
-    ).loss
-
-
 def _parts(entries: Sequence[PatientPairs], most: int, vision: Vision | None) -> Iterator[list[PatientPairs]]:
     """The entries in parts of at most ``most`` patients, each patient whole.
 
@@ -193,7 +182,7 @@ def _sum_gradients(
     for part in micro_batches(entries, student.vision):
         rows = [number[entry.patient_id] for entry in part]
         sums.expect(rows, student.model.device, pictures=_pictures(part, student.vision))
-        _losses(student, part, plan).sum().backward()
+        plan_losses(student, part, plan).loss.sum().backward()
     return [len(own) for own in grouped.values()]
 
 

@@ -25,8 +25,8 @@ from client.site_patients import Views, site_prompts
 from client.student.batches import micro_batches
 from client.student.branches import PatientPairs
 from client.student.fit import encode_pairs, fit_alone
+from client.student.losses import plan_losses
 from client.student.model import Student
-from client.student.orpo import orpo_losses
 from client.student.private import clipped_gradients
 from client.student.prompts import StudentPrompt
 from client.teacher.fit import Teacher, TeacherRecipe, fit_teacher
@@ -257,9 +257,7 @@ def _losses(
     student.model.eval()
     loss_by_id: dict[str, float] = {}
     for part in micro_batches(entries):
-        losses = orpo_losses(
-            student.model, part, orpo_lambda=plan.orpo_lambda, pad_id=student.pad_id, nll_on=plan.nll_on
-        ).loss
+        losses = plan_losses(student, part, plan).loss
         loss_by_id |= zip((entry.patient_id for entry in part), losses.tolist(), strict=True)
     return np.array([loss_by_id[entry.patient_id] for entry in entries])
 

@@ -7,6 +7,7 @@ import pytest
 from client.session import SiteSession
 from client.teacher.fit import TeacherRecipe
 from common import messages
+from common.calibration_plan import CalibrationPlan
 from common.disclosures import CHOSEN, SENT, Protection, not_covered
 from common.learning_plan import AdapterPlan, PreferencePlan, ServerOptimizerPlan, TeacherPlan, TrainingPlan
 from common.message_fields import BUNDLE
@@ -42,9 +43,9 @@ BESIDE_THE_MESSAGES = {"time to answer"}
 def test_every_field_that_a_site_sends_has_its_line_and_there_is_no_line_too_many() -> None:
     sent = {kind for number, kind in messages.KINDS.items() if number != BUNDLE} - REQUESTS
     named = {f"{kind.__name__}.{one.name}" for kind in sent for one in fields(kind)}
-    # One field, two contents: the student's sum, and counts of the test patients.
+    # One field, three contents: the student's sum, counts of the test patients, and of those set aside.
     named -= {"MaskedInput.words"}
-    named |= {"MaskedInput.words (training)", "MaskedInput.words (evaluation)"}
+    named |= {f"MaskedInput.words ({what})" for what in ("training", "evaluation", "calibration")}
     assert set(SENT) == named | BESIDE_THE_MESSAGES
 
 
@@ -65,6 +66,7 @@ def test_only_noised_sums_and_what_is_not_covered_may_tell_of_patients() -> None
     assert telling == {
         "MaskedInput.words (training)",
         "MaskedInput.words (evaluation)",
+        "MaskedInput.words (calibration)",
         "Refusal.reason",
         "Refusal.cause",
         "time to answer",
@@ -115,6 +117,8 @@ DECIDED: Mapping[type[Any], Mapping[str, str]] = {
         "patients_per_step": "student: drawn batches",
         "learning_rate": "student: hyper-parameters",
         "local_optimizer": "student: hyper-parameters",
+        "loss": "student: hyper-parameters",
+        "dpo_beta": "student: hyper-parameters",
         "orpo_lambda": "student: hyper-parameters",
         "nll_on": "student: hyper-parameters",
         "max_prompt_tokens": "student: hyper-parameters",
@@ -128,6 +132,17 @@ DECIDED: Mapping[type[Any], Mapping[str, str]] = {
         ("name", "learning_rate", "schedule", "momentum", "beta1", "beta2", "epsilon"),
         "student: hyper-parameters",
     ),
+    CalibrationPlan: {
+        "method": "student: temperature",
+        "share": "patients: who is set aside",
+        "rounds": "student: which round is released",
+        "refresh": "student: bins",
+        "weight": "student: bins",
+        "candidates": "student: bins",
+        "smoothing": "student: hyper-parameters",
+        "score": "student: hyper-parameters",
+        "learning_rate": "student: hyper-parameters",
+    },
     AdapterPlan: dict.fromkeys(
         ("mode", "rank", "alpha", "targets", "side", "factors_digest"), "student: hyper-parameters"
     ),
@@ -178,9 +193,11 @@ def test_what_is_not_covered_is_all_of_it_and_cannot_be_nothing() -> None:
         found.note for found in (*SENT.values(), *CHOSEN.values()) if found.protection == "not covered"
     ]
     assert list(not_covered()) == expected
-    assert len(expected) == 6
+    assert len(expected) == 8
     for words in (
         "counts of right answers",
+        "set aside for calibration",
+        "one number that all confidences",
         "how long a site works",
         "number of patients",
         "declines",
