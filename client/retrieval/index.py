@@ -240,7 +240,7 @@ def _part(heading: str, words: Sequence[str]) -> str:
 
 def _findings(findings: Mapping[str, float | None]) -> list[str]:
     """One part for each class of frequency, the most frequent first."""
-    classes: dict[str, list[str]] = {words: [] for _, words in FREQUENCY_WORDS} | {UNSTATED_WORDS: []}
+    classes: dict[str, list[str]] = {words: [] for words in (*dict(FREQUENCY_WORDS).values(), UNSTATED_WORDS)}
     for name, share in findings.items():
         classes[_frequency_words(share)].append(name)
     return [_part(words, names) for words, names in classes.items()]
