@@ -71,7 +71,11 @@ SENT: Mapping[str, Disclosure] = MappingProxyType(
         ),
         "MaskedInput.words (evaluation)": Disclosure(
             protection="not covered",
-            note="exact counts of right answers among the test patients, summed over the sites",
+            note="exact counts of right answers and of their confidence among the test patients, of all sites",
+        ),
+        "MaskedInput.words (calibration)": Disclosure(
+            protection="not covered",
+            note="the same exact counts among the patients set aside for calibration, where a plan has any",
         ),
         "MaskedInput.signature": _KEY,
         "ListSignature.run_id": _ID,
@@ -127,6 +131,14 @@ CHOSEN: Mapping[str, Disclosure] = MappingProxyType(
             note="choices of the plan, such as learning rates, as far as anybody made them by looking at "
             "what these patients' data gave",
         ),
+        "student: temperature": Disclosure(
+            protection="not covered",
+            note="one number that all confidences are made with, chosen by those counts",
+        ),
+        "patients: who is set aside": Disclosure(
+            protection="own data only", note="by a hash of the pseudonym, for calibration"
+        ),
+        "student: bins": _public("rcft alone looks at them, which a plan with noise refuses"),
         "student: which round is released": _public("the last one, whatever it is worth"),
     }
 )

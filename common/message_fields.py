@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import fields
@@ -24,9 +25,12 @@ MAX_NUMBER = 2**31 - 1
 MAX_SITES = LARGEST_FEDERATION
 # For each track the head of a ledger, the work, and the keys of the next sum.
 MAX_PARTS = 3 * len(TRACKS)
+# As many as there are bins of confidences (``common.calibration``, which every process would wait for).
+RATES = 10
 DIGEST_SIZE = 32
 BUNDLE = 16
 
+Part = Literal["test", "calibration"]
 RefusalCause = Literal["failed", "away", "budget", "ledger"]
 # No retry changes these.
 BUDGET_CAUSES: frozenset[RefusalCause] = frozenset({"budget", "ledger"})
@@ -78,6 +82,18 @@ def _is_words(value: object) -> bool:
 
 def _is_reason(value: object) -> bool:
     return isinstance(value, str) and 0 < len(value) <= MAX_REASON and value.isprintable()
+
+
+def _is_temperature(value: object) -> bool:
+    return type(value) is float and 0 < value < math.inf
+
+
+def _is_rate(value: object) -> bool:
+    return value is None or (type(value) is float and 0 <= value <= 1)
+
+
+def _are_rates(value: object) -> bool:
+    return value is None or (isinstance(value, tuple) and len(value) == RATES and all(map(_is_rate, value)))
 
 
 def _are_sites(value: object) -> bool:
@@ -145,6 +161,9 @@ _CHECKS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
         lambda value: _is_bytes(value, SIGNATURE_SIZE) or value == b"",
         f"{SIGNATURE_SIZE} bytes, or none",
     ),
+    "part": (lambda value: value in get_args(Part), f"one of {', '.join(get_args(Part))}"),
+    "temperature": (_is_temperature, "a finite number > 0"),
+    "bin_accuracy": (_are_rates, f"nothing, or {RATES} rates from 0 to 1, each of which may be nothing"),
     "cause": (lambda value: value in get_args(RefusalCause), f"one of {', '.join(get_args(RefusalCause))}"),
     "signature": (lambda value: _is_bytes(value, SIGNATURE_SIZE), f"{SIGNATURE_SIZE} bytes"),
     "parts": (_are_parts, f"2 to {MAX_PARTS} messages, none of them a bundle"),

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +32,7 @@ from common.adapter import Adapter
 from common.canonical import canonical_json, labeled_digest
 from common.errors import one_line
 from common.ids import RoundId, RunId, SiteId
-from common.message_fields import BUNDLE, RefusalCause, check_fields
+from common.message_fields import BUNDLE, Part, RefusalCause, check_fields
 from common.secagg.keys import SignedKeys
 
 TOPIC_LABEL = "consilium topic of a secure sum v1"
@@ -117,6 +117,8 @@ class TrainTask:
         sum_id: The secure sum that takes the answer.
         members: Who masks for one another: the sites of the roster whose sealed shares arrived.
         envelopes: By sender, the shares sealed for the site that gets this task.
+        bin_accuracy: How often the first answer was right, by bin of its confidence, over the calibration
+            patients of all sites; None for an empty bin. In rounds of the calibration ``rcft`` only.
     """
 
     kind: ClassVar[int] = 3
@@ -128,6 +130,7 @@ class TrainTask:
     sum_id: int
     members: tuple[SiteId, ...]
     envelopes: Mapping[SiteId, bytes]
+    bin_accuracy: tuple[float | None, ...] | None
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -137,7 +140,11 @@ class TrainTask:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class EvaluateTask:
-    """Asks for the counts of ``adapter`` on test cases; ``round_id`` is the round that made it, or 0.
+    """Asks for the counts of ``adapter`` on cases; ``round_id`` is the round that made it, or 0.
+
+    Attributes:
+        part: Whose cases: those of the ``test`` patients, or of those set aside for ``calibration``.
+        temperature: What scores are divided by before they are made confidences.
 
     The other fields are those of ``TrainTask``.
     """
@@ -151,6 +158,8 @@ class EvaluateTask:
     sum_id: int
     members: tuple[SiteId, ...]
     envelopes: Mapping[SiteId, bytes]
+    part: Part
+    temperature: float
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -403,8 +412,16 @@ def sum_topic(task: SumTask, adapter_id: str) -> bytes:
         "plan_digest": task.plan_digest,
         "round_id": task.round_id,
         "adapter_id": adapter_id,
+        **_work(task),
     }
     return labeled_digest(TOPIC_LABEL, canonical_json(topic).encode())
+
+
+def _work(task: SumTask) -> dict[str, Any]:
+    """What else decides on an answer."""
+    if isinstance(task, TrainTask):
+        return {"bin_accuracy": task.bin_accuracy}
+    return {"part": task.part, "temperature": task.temperature}
 
 
 def head_statement(run: RunId, track: str, site: SiteId, head: str) -> bytes:

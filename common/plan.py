@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from common.calibration_plan import CalibrationPlan
 from common.canonical import canonical_json, json_digest, read_object
 from common.checks import (
     require,
@@ -35,14 +36,20 @@ from common.learning_plan import (
     TeacherPlan,
     TrainingPlan,
 )
-from common.plan_checks import SMALLEST_FEDERATION, require_privacy, require_teacher, require_track_sites
+from common.plan_checks import (
+    SMALLEST_FEDERATION,
+    require_one_share,
+    require_privacy,
+    require_teacher,
+    require_track_sites,
+)
 from common.privacy.mechanism import Mechanism
 from common.privacy_plan import PrivacyPlan, TrackPrivacy
 from common.schema import build, conform
 from common.secagg.packing import SMALLEST_BITS
 from common.tracks import TRACKS, Modality, Track
 
-PLAN_SCHEMA = 3
+PLAN_SCHEMA = 4
 RUN_CONFIG_KEY = "plan"
 LARGEST_FEDERATION = 256
 
@@ -103,6 +110,8 @@ class TrackPlan:
         server_optimizer: How it is brought together.
         privacy: How its sums are protected; None in privacy mode ``none``.
         sites: Who takes part, each once; empty for all sites of the plan.
+        calibration: What comes after training; None for nothing. With it ``training.rounds`` may be 0: the
+            adapter of ``factors_digest`` was trained before, and no teacher teaches.
     """
 
     track: str
@@ -115,6 +124,7 @@ class TrackPlan:
     server_optimizer: ServerOptimizerPlan
     privacy: TrackPrivacy | None = None
     sites: tuple[SiteId, ...] = ()
+    calibration: CalibrationPlan | None = None
 
     def __post_init__(self) -> None:
         conform(self)
@@ -123,6 +133,13 @@ class TrackPlan:
             require_digest(key, getattr(self, key))
         readings, read = self.training.readings, self.definition.modality is Modality.TEXT
         require(readings == 1 or read, "training.readings", readings, f"1, since {self.track} has no notes")
+        if self.calibration is None:
+            require_whole("training.rounds", self.training.rounds, 1)
+
+    @property
+    def all_rounds(self) -> int:
+        """Rounds of training and of calibration together."""
+        return self.training.rounds + (self.calibration.rounds if self.calibration else 0)
 
     @property
     def definition(self) -> Track:
@@ -174,6 +191,7 @@ class RunPlan:
         self._require_sites()
         self._require_tracks()
         require_teacher(self)
+        require_one_share(self)
         for place, track in enumerate(self.tracks):
             try:
                 require_privacy(self, track)
@@ -258,7 +276,7 @@ class RunPlan:
     def steps(self, track: TrackPlan) -> int:
         """Steps on private patients that the plan pays for in a track, failed attempts included (T)."""
         per_round = track.training.local_steps if self.privacy.mode == "local" else 1
-        return (track.training.rounds + self.privacy.spare_steps) * per_round
+        return (track.all_rounds + self.privacy.spare_steps) * per_round
 
     def _require_sites(self) -> None:
         for site in self.sites:

@@ -39,6 +39,18 @@ def require_teacher(plan: RunPlan) -> None:
     require(not promises(plan) or teacher != "none", "teacher.privacy", teacher, void)
 
 
+def require_one_share(plan: RunPlan) -> None:
+    """Refuse tracks that set different shares of a site's patients aside: a patient may be in several."""
+    shares = [
+        (place, track.calibration.share) for place, track in enumerate(plan.tracks) if track.calibration
+    ]
+    for place, share in shares[1:]:
+        key, first = f"tracks[{place}].calibration.share", shares[0][1]
+        require(
+            share == first, key, share, f"{first}, as of the other tracks: a site sets patients aside once"
+        )
+
+
 def require_privacy(plan: RunPlan, track: TrackPlan) -> None:
     """Refuse a track that the plan's promise does not hold for."""
     mode = plan.privacy.mode
@@ -49,6 +61,10 @@ def require_privacy(plan: RunPlan, track: TrackPlan) -> None:
         raise SettingsError("privacy", "nothing", f"how sums are protected, since the mode is {mode}")
     if promises(plan):
         _require_promise(track)
+    if track.calibration is not None:
+        method = track.calibration.method
+        covered = f"temperature or cft: no accounting covers the others in privacy mode {mode}"
+        require(method in ("temperature", "cft"), "calibration.method", method, covered)
     _require_silence(plan, track)
     if mode != "site":
         _require_steps(plan, track, track.privacy)

@@ -35,7 +35,7 @@ from common.messages import KINDS, Bundle, Message
 from common.schema import build
 from common.secagg.keys import SignedKeys
 
-SCHEMA = 3
+SCHEMA = 4
 MAGIC = b"CSLM"
 MAX_HEAD = 2**20
 DECODING_BYTES = 64 * MAX_HEAD
@@ -328,6 +328,21 @@ def _roster(value: Any) -> tuple[SignedKeys, ...]:
     return tuple(_signed_keys(entry) for entry in _sites(value))
 
 
+def _rates(value: Any) -> tuple[float | None, ...] | None:
+    if value is None:
+        return None
+    if not isinstance(value, list):
+        raise ValueError("expected a list of rates")
+    return tuple(None if rate is None else _number(rate) for rate in value)
+
+
+def _number(value: Any) -> float:
+    # One spelling: 1 would be the same number as 1.0, and another message.
+    if type(value) is not float:
+        raise ValueError(f"expected a number with a point, got {type(value).__name__}")
+    return value
+
+
 # How a field of the head is read, where JSON has no value of its kind.
 _READERS: Mapping[str, Callable[[Any], Any]] = {
     "members": _sites,
@@ -339,6 +354,8 @@ _READERS: Mapping[str, Callable[[Any], Any]] = {
     "mask_key_shares": _by_site,
     "keys": _signed_keys,
     "roster": _roster,
+    "bin_accuracy": _rates,
+    "temperature": _number,
     "transcript": _from_hex,
     "signature": _from_hex,
     "countersignature": _from_hex,

@@ -313,6 +313,7 @@ def run_round(
         sum_id=setup.roster.context.sum_id,
         members=setup.members,
         envelopes={},
+        bin_accuracy=None,
     )
     length = train_length(plan, state.adapter.spec.size(block))
     heads = _ledger_heads(state)
@@ -392,6 +393,8 @@ def evaluate(state: TrackState, link: SiteLink, on_begin: OnBegin = no_journal) 
         sum_id=setup.roster.context.sum_id,
         members=setup.members,
         envelopes={},
+        part="test",
+        temperature=1.0,
     )
     heads = _ledger_heads(state)
     outcome = _sum(state, setup, task, WORD_COUNT, cohort, exchanges, more=False, heads=heads)

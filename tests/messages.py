@@ -55,6 +55,9 @@ GOOD: Mapping[str, Any] = {
     "head": "ab" * 32,
     "countersignature": b"\x04" * SIGNATURE_SIZE,
     "cause": "failed",
+    "part": "calibration",
+    "temperature": 1.5,
+    "bin_accuracy": (None, 0.0, 1.0, *(0.25,) * 7),
 }
 
 
@@ -143,6 +146,9 @@ FIELDS: Mapping[str, st.SearchStrategy[Any]] = {
     "head": st.from_regex(r"[0-9a-f]{64}", fullmatch=True),
     "countersignature": _bytes(SIGNATURE_SIZE),
     "cause": st.sampled_from(["failed", "budget", "ledger"]),
+    "part": st.sampled_from(["test", "calibration"]),
+    "temperature": st.floats(0, exclude_min=True, allow_infinity=False),
+    "bin_accuracy": st.none() | st.tuples(*[st.none() | st.floats(0, 1)] * 10),
 }
 
 

@@ -81,6 +81,7 @@ def memory_of_sum(sites: int, size: int) -> int:
         sum_id=1,
         members=names,
         envelopes={},
+        bin_accuracy=None,
     )
     work, adapter_id = Constant(plan=plan), adapter.digest()
     transcript = roster.transcript(names, sum_topic(task, adapter_id))

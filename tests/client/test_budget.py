@@ -46,6 +46,7 @@ def task_of(plan: RunPlan, round_id: int, run: str = RUN) -> TrainTask:
         sum_id=round_id,
         members=SITES,
         envelopes={},
+        bin_accuracy=None,
     )
 
 

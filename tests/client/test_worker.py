@@ -106,6 +106,7 @@ def train_task(plan: RunPlan, models: Models, round_id: int = 1) -> TrainTask:
         sum_id=1,
         members=plan.sites,
         envelopes={},
+        bin_accuracy=None,
     )
 
 
@@ -164,6 +165,8 @@ def test_evaluation_answers_with_counts_of_the_sites_own_test_patients(
         sum_id=1,
         members=plan.sites,
         envelopes={},
+        part="test",
+        temperature=1.0,
     )
     counts = MetricCounts.from_words(worker.words(task))
     assert counts.n == len(population.sites[SITE].test)

@@ -91,6 +91,7 @@ def large_task() -> TrainTask:
         sum_id=1,
         members=SITES,
         envelopes={},
+        bin_accuracy=None,
     )
 
 

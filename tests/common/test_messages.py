@@ -78,6 +78,19 @@ REFUSED: dict[str, list[object]] = {
     "countersignature": [bytes(63), bytes(65), bytearray(64), "0" * 64, None],
     "cause": ["", "why", b"failed", None],
     "signature": [bytes(63), bytes(65), bytearray(64), "0" * 64, None],
+    "part": ["", "train", b"test", None],
+    "temperature": [0.0, -1.0, float("inf"), float("nan"), 1, "1", True, None],
+    "bin_accuracy": [
+        (),
+        (0.5,) * 9,
+        (0.5,) * 11,
+        [0.5] * 10,
+        (1.5,) * 10,
+        (-0.1,) * 10,
+        (1,) * 10,
+        (float("nan"),) * 10,
+        "none",
+    ],
     "parts": [
         (),
         (example(Ready),),
@@ -108,6 +121,9 @@ ACCEPTED: dict[str, list[object]] = {
     "seed_shares": [{}],
     "mask_key_shares": [{}],
     "cause": ["failed", "budget", "ledger"],
+    "part": ["test", "calibration"],
+    "temperature": [5e-324, 1.7e308],
+    "bin_accuracy": [None, (None,) * 10, (0.0, 1.0, *(None,) * 8)],
     "parts": [(example(Ready),) * 2, (example(Ready), example(Keys)) * 2],
 }
 BY_KIND = [(kind, field.name) for kind in KINDS.values() for field in fields(kind)]
@@ -192,6 +208,20 @@ TOPIC_CHANGES: list[dict[str, Any]] = [
 @pytest.mark.parametrize("changes", TOPIC_CHANGES)
 def test_other_work_is_another_topic(changes: dict[str, Any]) -> None:
     task = train_task()
+    assert sum_topic(replace(task, **changes), "a" * 64) != sum_topic(task, "a" * 64)
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [
+        (EvaluateTask, {"part": "test"}),
+        (EvaluateTask, {"temperature": 2.0}),
+        (TrainTask, {"bin_accuracy": None}),
+        (TrainTask, {"bin_accuracy": (None,) * 10}),
+    ],
+)
+def test_what_else_decides_on_an_answer_is_in_its_topic(kind: type[Message], changes: dict[str, Any]) -> None:
+    task = example(kind)
     assert sum_topic(replace(task, **changes), "a" * 64) != sum_topic(task, "a" * 64)
 
 

@@ -249,7 +249,7 @@ def test_a_newer_audit_log_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("schema", range(1, PLAN_SCHEMA))
 def test_an_older_plan_is_refused_since_its_digest_was_approved(schema: int) -> None:
     content = json.loads(tiny_plan().to_json()) | {"schema": schema, "forgotten": 1}
-    with pytest.raises(SettingsError, match=rf"^plan.schema: expected 3: .*approved anew, got {schema}$"):
+    with pytest.raises(SettingsError, match=rf"^plan.schema: expected 4: .*approved anew, got {schema}$"):
         RunPlan.from_json(json.dumps(content))
-    with pytest.raises(SettingsError, match=r"^schema: expected 3"):
+    with pytest.raises(SettingsError, match=r"^schema: expected 4"):
         replace(tiny_plan(), schema=schema)

@@ -17,6 +17,7 @@ from common.message_fields import MAX_PARTS
 from common.messages import (
     KINDS,
     Bundle,
+    EvaluateTask,
     KeysRequest,
     MaskedInput,
     Message,
@@ -80,7 +81,7 @@ def test_a_message_without_arrays_comes_back_equal() -> None:
 
 def test_bytes_are_laid_out_as_documented() -> None:
     head = b'{"plan_digest":"' + b"0" * 64 + b'","run_id":"run-1","track":"rare_disease"}'
-    prefix = b"CSLM" + b"\x03\x00" + b"\x01" + struct.pack("<I", len(head))
+    prefix = b"CSLM" + b"\x04\x00" + b"\x01" + struct.pack("<I", len(head))
     assert to_bytes(PREPARE) == seal(prefix + head)
 
 
@@ -226,8 +227,8 @@ def test_a_newer_schema_is_refused_before_its_head_is_read() -> None:
 
 
 def test_an_older_schema_is_refused_as_such() -> None:
-    assert SCHEMA == 3
-    with pytest.raises(BadMessageError, match="expected schema 3, got 1: the sender's version is too old"):
+    assert SCHEMA == 4
+    with pytest.raises(BadMessageError, match="expected schema 4, got 1: the sender's version is too old"):
         from_bytes(forged(b"{}", schema=1))
 
 
@@ -271,6 +272,17 @@ def test_hexadecimal_digits_have_one_spelling() -> None:
         if spelled != head["transcript"]:
             with pytest.raises(BadMessageError):
                 from_parts({**head, "transcript": spelled}, arrays)
+
+
+@pytest.mark.parametrize("value", [1, "1.0", None, True])
+def test_numbers_of_a_task_have_one_spelling(value: object) -> None:
+    head, arrays = to_parts(example(EvaluateTask))
+    with pytest.raises(BadMessageError):
+        from_parts({**head, "temperature": value}, arrays)
+    head, arrays = to_parts(train_task())
+    for rates in ([value] * 10 if value is not None else [None] * 9, value if value is not None else 0.5):
+        with pytest.raises(BadMessageError):
+            from_parts({**head, "bin_accuracy": rates}, arrays)
 
 
 def test_a_list_of_more_than_256_sites_is_refused() -> None:
@@ -358,7 +370,10 @@ def modules(size: int) -> bytes:
     ]
     return (
         b'{"adapter":{"alpha":1.0,"mode":"ffa","modules":[' + b",".join(shapes) + b'],"rank":1},'
-        b'"envelopes":{},"members":[],"plan_digest":"' + b"0" * 64 + b'","round_id":1,"run_id":"r",'
+        b'"bin_accuracy":null,"envelopes":{},"members":[],"plan_digest":"'
+        + b"0"
+        * 64
+        + b'","round_id":1,"run_id":"r",'
         b'"sum_id":1,"track":"t"}'
     )
 

@@ -94,6 +94,7 @@ def plainly(state: TrackState, survivors: tuple[SiteId, ...], works: dict[SiteId
         sum_id=1,
         members=(),
         envelopes={},
+        bin_accuracy=None,
     )
     vectors = [works[site].words(task).tolist() for site in survivors]
     total = np.array([sum(words) % 2**32 for words in zip(*vectors, strict=True)], dtype=np.uint32)

@@ -85,6 +85,7 @@ class LyingCoordinator:
             sum_id=1,
             members=self.setup.members,
             envelopes=self.setup.envelopes_for(site),
+            bin_accuracy=None,
         )
 
     def upload(self, site: SiteId, seed: int = 0) -> MaskedInput:

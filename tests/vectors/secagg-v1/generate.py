@@ -185,6 +185,7 @@ class Sum:
             adapter=ADAPTER,
             members=members,
             envelopes=self.envelopes_for(receiver, members),
+            bin_accuracy=None,
         )
 
     def masked(self, site: SiteId, words: Sequence[int], transcript: bytes | None = None) -> MaskedInput:
