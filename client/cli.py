@@ -3,7 +3,8 @@
 The commands are in modules by what they are about: ``client.init_command`` and ``client.setup_commands`` (who
 this site is and with whom it talks), ``client.plan_commands`` (what may run here), ``client.run_commands``
 (the daemon and what it does), ``client.data_commands`` (patients), ``client.ledger_commands`` (what was taken
-from them), ``client.predict_command`` (a trained student's answers), ``client.key_commands`` (keys at rest).
+from them), ``client.predict_command`` (a trained student's answers), ``client.index_command`` (the public
+knowledge that it may use), ``client.key_commands`` (keys at rest).
 Here they get one help, one way to say no, and one list of exit statuses.
 """
 
@@ -12,6 +13,7 @@ import sys
 from collections.abc import Sequence
 
 from client.data_commands import ReadFolder, data_commands
+from client.index_command import INDEX_COMMAND
 from client.init_command import INIT_COMMAND
 from client.key_commands import KEY_COMMANDS
 from client.ledger_commands import DESCRIPTION as LEDGER
@@ -79,12 +81,13 @@ def _on_patients(load: LoadStudent | None, read: ReadFolder | None) -> tuple[Com
         ),
         Command(
             name="predict",
-            brief="answer for notes or images with a trained student",
+            brief="answer for notes or images with a trained student, or by search",
             description=PREDICT,
             add=add_predict,
             check=check_predict,
             run=lambda arguments: _refused(run_predict(arguments, load)),
         ),
+        INDEX_COMMAND,
     )
 
 

@@ -1,7 +1,9 @@
-"""`consilium-site predict`: a trained student answers for notes or images.
+"""`consilium-site predict`: a trained student answers for notes or images, with public knowledge if wished.
 
 The answers of every usable case are written, and every line or file that is not usable is reported.
 """
+
+from __future__ import annotations
 
 import argparse
 import sys
@@ -22,6 +24,9 @@ from common.tracks import TRACKS, Modality
 DEFAULT_TOP = 10
 # Cases a student gets at a time: enough to sort notes of like length together, few enough to show progress.
 CASES_AT_A_TIME = 128
+METHODS = ("student", "search", "base", "cot", "rag", "rag_cot", "cot_rag", "router")
+SEARCHING = frozenset({"search", "rag", "rag_cot", "cot_rag", "router"})
+DEFAULT_DOCUMENTS, DEFAULT_LONG_NOTE = 1, 700
 
 DESCRIPTION = """\
 Answer for every note in a file, or every image in a folder, with a trained student: a ranked list of
@@ -31,7 +36,18 @@ The input has one JSON object a line:   {"case_id": "case-17", "note": "A 4-year
 of a track that reads images:           {"case_id": "case-17", "image": "tiles/17.png"}
                                         or it is a folder of images, each a case under its file's name
 The output has one line for each case:  {"case_id": "case-17", "answers": [{"id": ..., "name": ...,
-                                        "confidence": ...}, ...]}, best answer first."""
+                                        "confidence": ...}, ...]}, best answer first.
+
+Notes may be answered with an index of public knowledge (made by `index build`); nothing leaves this machine:
+  student   the student alone; its confidence is the one that was calibrated
+  search    the search alone: the student's possible answers in the order of their documents
+  base      the student alone, one note at a time
+  cot       the student, led by questions: findings, demographics, groups of diseases, refinement
+  rag       the student with the documents that are found for the note
+  rag_cot   both: documents found for the note, and the questions
+  cot_rag   both: the questions one after the other, and documents found for the answer to the first
+  router    rag_cot for short notes, cot_rag for long ones
+Lines of a searching method also name the documents: {"documents": [{"id": ..., "title": ...}, ...]}."""
 
 Ranked = list[list[tuple[str, str, float]]]
 """For each case its best answers, best first: id, name, confidence."""
@@ -98,6 +114,26 @@ def add_predict(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="answers a case (default: %(default)s)",
     )
+    _add_method(parser)
+
+
+def _add_method(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--method", choices=METHODS, default="student", help="how notes are answered (default: %(default)s)"
+    )
+    parser.add_argument("--index", type=Path, metavar="FILE", help="the index of a method that searches")
+    parser.add_argument(
+        "--documents",
+        type=_positive,
+        metavar="N",
+        help=f"documents found for a note (default: {DEFAULT_DOCUMENTS})",
+    )
+    parser.add_argument(
+        "--long-note",
+        type=_positive,
+        metavar="WORDS",
+        help=f"from how many words on the router takes a note for long (default: {DEFAULT_LONG_NOTE})",
+    )
 
 
 def _positive(text: str) -> int:
@@ -123,6 +159,26 @@ def check_predict(parser: argparse.ArgumentParser, arguments: argparse.Namespace
         parser.error("the output would replace the input")
     if folder and arguments.output.resolve().parent == arguments.input.resolve():
         parser.error("the output would lie among the images")
+    _check_method(parser, arguments)
+
+
+def _check_method(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+    """Refuse an option that the method would not read."""
+    method = arguments.method
+    if method != "student" and TRACKS[arguments.track].modality is Modality.IMAGE:
+        parser.error(f"--method {method} reads notes; track {arguments.track} reads images")
+    if method in SEARCHING and arguments.index is None:
+        parser.error(f"--method {method} needs --index")
+    if method in SEARCHING and not arguments.index.is_file():
+        parser.error(f"no index {arguments.index}")
+    for option, given, read_by in (
+        ("--index", arguments.index, SEARCHING),
+        ("--documents", arguments.documents, SEARCHING),
+        ("--long-note", arguments.long_note, {"router"}),
+        ("--base-model", arguments.base_model, set(METHODS) - {"search"}),
+    ):
+        if given is not None and method not in read_by:
+            parser.error(f"{option} is not for --method {method}")
 
 
 def run_predict(arguments: argparse.Namespace, load: LoadStudent | None = None) -> int:
@@ -137,8 +193,12 @@ def run_predict(arguments: argparse.Namespace, load: LoadStudent | None = None) 
     folder = _student_folder(arguments.student, arguments.track)
     if not folder.is_dir():
         raise BadFileError(folder, "expected a student's folder")
-    student = (load or load_student)(folder, arguments.track, arguments.base_model)
-    write_predictions(arguments.output, _answer(student, read.cases, arguments.top, arguments.stain))
+    if arguments.method == "student":
+        student = (load or load_student)(folder, arguments.track, arguments.base_model)
+        predictions = _answer(student, read.cases, arguments.top, arguments.stain)
+    else:
+        predictions = _answer_by_method(arguments, folder, read.cases)
+    write_predictions(arguments.output, predictions)
     refused = "files" if arguments.input.is_dir() else "lines"
     print(f"{len(read.cases)} cases answered, {len(read.problems)} {refused} refused", file=sys.stderr)  # noqa: T201
     return len(read.problems)
@@ -148,9 +208,42 @@ def _student_folder(folder: Path, track: str) -> Path:
     return folder / track if (folder / track).is_dir() else folder
 
 
-def _answer(student: Student, cases: Sequence[Case], top: int, stain: Stain) -> Iterator[Prediction]:
+def _answer_by_method(
+    arguments: argparse.Namespace, folder: Path, cases: Sequence[Case]
+) -> Iterator[Prediction]:
+    # Imported here: help and check-data need not wait for torch.
+    from client.retrieval.answering import open_method
+
+    _say_no_progress()
+    predict = open_method(
+        arguments.method,
+        folder,
+        arguments.track,
+        base_model=arguments.base_model,
+        index=arguments.index,
+        documents=arguments.documents or DEFAULT_DOCUMENTS,
+        long_note=arguments.long_note or DEFAULT_LONG_NOTE,
+        top=arguments.top,
+    )
+    with _progress() as progress:
+        for case in progress.track(cases, description="Answering"):
+            yield predict(case.case_id, case.note or "")
+
+
+def _progress() -> Progress:
     console = Console(stderr=True)
-    with Progress(console=console, disable=not console.is_terminal) as progress:
+    return Progress(console=console, disable=not console.is_terminal)
+
+
+def _say_no_progress() -> None:
+    """A library's own bar for each file that it loads tells nobody anything."""
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+
+
+def _answer(student: Student, cases: Sequence[Case], top: int, stain: Stain) -> Iterator[Prediction]:
+    with _progress() as progress:
         task = progress.add_task("Answering", total=len(cases))
         for start in range(0, len(cases), CASES_AT_A_TIME):
             batch = cases[start : start + CASES_AT_A_TIME]
@@ -176,11 +269,9 @@ def _named(answer_id: str, name: str, confidence: float) -> RankedAnswer:
 def load_student(folder: Path, track: str, base_model: str | None) -> Student:
     """The student of a folder. BadFileError if it is one of another track."""
     # Imported here: help and check-data need not wait for torch.
-    from transformers.utils.logging import disable_progress_bar
-
     from client.student.predict import load_student
 
-    disable_progress_bar()
+    _say_no_progress()
     student = load_student(folder, base_model)
     if student.card.track != track:
         raise BadFileError(folder, f"expected a student of track {track}, got one of {student.card.track}")

@@ -10,15 +10,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from client.preferences.answers import parse_answers
+from client.preferences.answers import parse_answers, says_unknown
 from common.tracks import Answer, AnswerList
 
 _NUMBERED = re.compile(r"(\d{1,3})\s*[.):]\s*(.*)")
-_NOTHING = re.compile(
-    r"[\W_]*(unknown|unclear|undetermined|none|n/?a|not (known|clear|determined|available)"
-    r"|(cannot|can not|could not|unable to) (be )?(determine|determined|deduce|deduced|tell|say))\b",
-    re.IGNORECASE,
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +39,7 @@ def read_list(text: str, header: str, answers: AnswerList, wanted: int) -> ListR
         # Numbered lines of a text without a header may be reasoning.
         parsed = [answer for answer in parsed if answer is not None]
     lines = [line.strip() for line in below.splitlines() if line.strip()]
-    says_nothing = all(_NOTHING.match(_name(line)) or not _name(line) for line in lines)
+    says_nothing = all(says_unknown(line) or not _name(line) for line in lines)
     none_named = not any(parsed)
     return ListRead(
         ranked=_each_once(parsed),
