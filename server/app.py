@@ -25,12 +25,13 @@ from common.logs import about, configure
 from common.pki import Identity, read_approved, read_identity
 from common.plan import RunPlan, TrackPlan
 from server.budget import open_ledger
+from server.evaluation import pooled_figures
 from server.grid import GridLink, read_nodes
 from server.journal import Journal
 from server.lanes import run_tracks
-from server.rounds import OnState, TrackState
 from server.settings import CoordinatorSettings
 from server.stored_state import hidden_beside, move_durably, write_text_durably
+from server.track_state import OnState, TrackState
 
 # isort: split
 # Below common.flower, which keeps Flower quiet.
@@ -64,7 +65,7 @@ def make_app(on_state: OnState) -> ServerApp:
             def keep(state: TrackState) -> None:
                 journal.close(state)
                 save_heads(state, kept)
-                if state.metrics is not None:
+                if state.evaluation is not None:
                     save_result(state, settings.out)
                 on_state(state)
 
@@ -159,6 +160,9 @@ def save_result(state: TrackState, out: Path) -> None:
         "declined": plain(state.declined),
         "retried": state.retried,
         "metrics": plain(state.metrics),
+        "temperature": state.temperature,
+        "measured": plain(state.measured),
+        "evaluation": plain(state.evaluation),
     }
     write_text_durably(folder / "rounds.json", json.dumps(result, indent=1) + "\n")
 
@@ -167,27 +171,31 @@ class StateLog:
     """One line for each state of each track; ``rounds.json`` has the rest."""
 
     def __init__(self) -> None:
-        self._seen: set[tuple[str, str]] = set()
+        self._seen: dict[tuple[str, str], int] = {}
 
     def __call__(self, state: TrackState) -> None:
         """Log it."""
         key = (state.run_id, state.track)
         with about(run=state.run_id, track=state.track, round=state.round_id):
             # A run that is resumed begins with a state of an earlier process.
-            logger.info("%s", _words(state) if state.history and key in self._seen else _first_words(state))
-        self._seen.add(key)
+            first = key not in self._seen or not (state.history or state.measured or state.evaluation)
+            logger.info("%s", _first_words(state) if first else _words(state, self._seen[key]))
+        self._seen[key] = state.round_id
 
 
 def _first_words(state: TrackState) -> str:
-    if state.metrics is not None:
-        return _words(state)
+    if state.evaluation is not None:
+        return _words(state, state.round_id)
     after = f", goes on after round {state.round_id}" if state.history else ""
     return f"prepared{after}; declined: {', '.join(sorted(state.declined)) or 'none'}"
 
 
-def _words(state: TrackState) -> str:
-    if state.metrics is not None:
-        return f"evaluated: {canonical_json(state.metrics.as_dict())}"
+def _words(state: TrackState, last_round: int) -> str:
+    if state.evaluation is not None:
+        return f"evaluated: {canonical_json(pooled_figures(state.evaluation))}"
+    if state.round_id == last_round and state.measured is not None:
+        measured = canonical_json(pooled_figures(state.measured))
+        return f"measured on the patients set aside, temperature {state.temperature:.3f}: {measured}"
     report = state.history[-1]
     return (
         f"round closed: block {report.block}, {len(report.survivors)} sites, {len(report.dropouts)} lost, "

@@ -11,27 +11,46 @@ from typing import Any
 import numpy as np
 
 from common.errors import BadMessageError
+from common.evaluation_counts import EvaluationCounts
 from common.fixedpoint import Words
-from common.metrics import MetricCounts, bootstrap_interval
+from common.metrics import bootstrap_interval
 
 INTERVALS = ("top1", "top5", "top10")
 
 
-def pooled_counts(words: Words) -> MetricCounts:
+def pooled_counts(words: Words) -> EvaluationCounts:
     """The counts of a sum of evaluation contributions. BadMessageError if they cannot be counts."""
     try:
-        return MetricCounts.from_words(words)
+        return EvaluationCounts.from_words(words)
     except ValueError as error:
         raise BadMessageError(f"pooled counts: {error}") from error
 
 
-def pooled_rates(counts: MetricCounts, rng: np.random.Generator) -> dict[str, Any]:
-    """Number of cases, rates, and under ``interval`` the 95 % bootstrap interval of each accuracy.
+def pooled_figures(counts: EvaluationCounts) -> dict[str, float | int | None]:
+    """What one line says of pooled counts: as ``pooled_rates``, without intervals, the same at every call."""
+    figures = pooled_rates(counts, np.random.default_rng(0))
+    return {name: figure for name, figure in figures.items() if name != "interval"}
 
-    A rate of which nothing was counted is None, and so is the interval of no cases.
+
+def pooled_rates(counts: EvaluationCounts, rng: np.random.Generator) -> dict[str, Any]:
+    """Everything that pooled counts say, by name.
+
+    Number of cases, rates, log loss, Brier score, ECE and beside it the ECE that a perfectly calibrated
+    student would show with so few cases, and under ``interval`` the 95 % bootstrap interval of each accuracy.
+    The pooled ECE is never above the mean of the sites' own, and may hide that one is too sure and another
+    not sure enough: a sum cannot tell.
+
+    A figure of which nothing was counted is None, and so is the interval of no cases.
     """
-    intervals = {name: _interval(getattr(counts, name), counts.n, rng) for name in INTERVALS}
-    return {**counts.as_dict(), "interval": intervals}
+    metrics = counts.metrics
+    return {
+        **metrics.as_dict(),
+        "nll": counts.proper.nll(),
+        "brier": counts.proper.brier(),
+        "ece": counts.bins.ece(),
+        "ece_noise_floor": counts.bins.noise_floor(rng),
+        "interval": {name: _interval(getattr(metrics, name), metrics.n, rng) for name in INTERVALS},
+    }
 
 
 def _interval(right: int, n: int, rng: np.random.Generator) -> list[float] | None:

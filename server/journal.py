@@ -31,8 +31,9 @@ from common.errors import BadFileError, DigestMismatchError, RunExistsError, Run
 from common.ids import RunId, SiteId
 from common.plan import RunPlan
 from common.schema import build
-from server.rounds import TrackState
+from server.evaluation import pooled_figures
 from server.stored_state import load_state, save_state, write_text_durably
+from server.track_state import TrackState
 
 JOURNAL_SCHEMA = 1
 RUN_KIND, NEWEST_KIND, BEGUN_KIND = "consilium run", "consilium newest state", "consilium begun sum"
@@ -70,15 +71,16 @@ class TrackProgress:
     """How far a track is, as of its newest state.
 
     Attributes:
-        round_id: The last closed round; ``rounds`` of the plan.
-        step: ``prepared``, ``training``, ``evaluating`` or ``finished``.
+        round_id: The last closed round; ``rounds`` of the plan, ``calibrating`` of them after training.
+        step: ``prepared``, ``training``, ``calibrating``, ``evaluating`` or ``finished``.
         sum_id: The last secure sum that sites were asked for; 0 if none.
         survivors: Sites in the last round's sum; ``dropouts`` by reason.
         declined: Reason by site, of those that take no part.
         retried: Attempts that were made again.
         seconds: Of the last round; ``waiting_s`` of it for sites.
         bytes_up: Of all answers in all closed rounds; ``bytes_down`` of all tasks.
-        metrics: Rates of the finished adapter by name.
+        metrics: Figures of the finished adapter by name, as of ``server.evaluation.pooled_figures``.
+        temperature: What its scores are divided by.
     """
 
     round_id: int
@@ -94,6 +96,8 @@ class TrackProgress:
     bytes_up: int = 0
     bytes_down: int = 0
     metrics: Mapping[str, float | int | None] | None = None
+    calibrating: int = 0
+    temperature: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -313,8 +317,9 @@ def _progress(state: TrackState) -> TrackProgress:
     last = state.history[-1] if state.history else None
     return TrackProgress(
         round_id=state.round_id,
-        rounds=state.track_plan.training.rounds,
-        step="finished" if state.metrics is not None else "prepared",
+        rounds=state.track_plan.all_rounds,
+        calibrating=state.track_plan.all_rounds - state.track_plan.training.rounds,
+        step="finished" if state.evaluation is not None else "prepared",
         survivors=last.survivors if last else (),
         dropouts=last.dropouts if last else {},
         declined=state.declined,
@@ -323,14 +328,17 @@ def _progress(state: TrackState) -> TrackProgress:
         waiting_s=last.waiting_s if last else 0.0,
         bytes_up=sum(report.bytes_up for report in state.history),
         bytes_down=sum(report.bytes_down for report in state.history),
-        metrics=state.metrics.as_dict() if state.metrics else None,
+        metrics=pooled_figures(state.evaluation) if state.evaluation else None,
+        temperature=state.temperature,
     )
 
 
 def _step(progress: TrackProgress, begun: int) -> str:
     if progress.step == "finished" or not begun:
         return progress.step
-    return "training" if progress.round_id < progress.rounds else "evaluating"
+    if progress.round_id < progress.rounds - progress.calibrating:
+        return "training"
+    return "calibrating" if progress.round_id < progress.rounds else "evaluating"
 
 
 def _begun(folder: Path) -> int:

@@ -21,7 +21,8 @@ from common.ids import SiteId
 from common.messages import Bundle, Message, bundle
 from common.privacy.ledger import Ledger
 from server.link import SiteLink
-from server.rounds import OnBegin, OnState, TrackState, no_journal, run_track
+from server.rounds import run_track
+from server.track_state import OnBegin, OnState, TrackState, no_journal
 
 logger = logging.getLogger(__name__)
 

@@ -67,5 +67,7 @@ def say_run(row: dict[str, Any]) -> None:
         say("", f"in it: {', '.join(track['survivors']) or 'nobody yet'}; tried again: {track['retried']}")
         for site, reason in {**track["dropouts"], **track["declined"]}.items():
             say("", f"not in it: {site}: {reason}")
+        if track["temperature"] != 1:
+            say("", f"temperature {track['temperature']:.3f}")
         if track["metrics"]:
             say("", rates(track["metrics"]))

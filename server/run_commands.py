@@ -154,7 +154,7 @@ def _plan_row(package: PlanPackage) -> dict[str, Any]:
         "ethics_id": plan.ethics_id,
         "expires": plan.expires,
         "sites": list(plan.sites),
-        "tracks": {track.track: track.training.rounds for track in plan.tracks},
+        "tracks": {track.track: track.all_rounds for track in plan.tracks},
         "privacy": plan.privacy.mode,
         "epsilon": plan.privacy.epsilon,
         "delta": plan.privacy.delta,

@@ -20,6 +20,7 @@ from server.home import CoordinatorHome
 from server.journal import TrackProgress, read_progress
 from server.superlink import FlowerRun, SuperLink, Value
 
+CONFIDENCE_FIGURES = ("ece", "ece_noise_floor", "nll", "brier")
 POLL_S = 0.5
 # A request to SuperLink each; the journal alone is looked at in between.
 ASK_EVERY_S = 2.0
@@ -165,7 +166,7 @@ def _lines(track: str, now: TrackProgress, before: TrackProgress | None) -> Iter
 
 def rates(metrics: Mapping[str, float | int | None]) -> str:
     """Rates as people read them; one of which nothing was counted is left out."""
-    counted = {name: metrics.get(name) for name in MetricCounts.RATES}
+    counted = {name: metrics.get(name) for name in (*MetricCounts.RATES, *CONFIDENCE_FIGURES)}
     shown = (f"{name} {rate:.3f}" for name, rate in counted.items() if rate is not None)
     return ", ".join((f"{metrics.get('n') or 0:.0f} cases", *shown))
 

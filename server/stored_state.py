@@ -22,16 +22,16 @@ from common.atomic import write_atomically
 from common.canonical import canonical_json, read_object
 from common.durable import require_file_schema, sync_folder
 from common.errors import BadFileError
+from common.evaluation_counts import EvaluationCounts
 from common.ids import RoundId, RunId, SiteId
-from common.metrics import MetricCounts
 from common.schema import build
 from common.secagg.envelopes import ENVELOPE_SIZE
 from common.secagg.keys import Roster, SignedKeys, SumContext
 from server.aggregate import Moments, OptimizerState
-from server.rounds import RoundReport, TrackState
 from server.session import Setup
+from server.track_state import RoundReport, TrackState
 
-STATE_SCHEMA = 1
+STATE_SCHEMA = 2
 # One key only: with two, safetensors would write them in an order that changes from run to run.
 METADATA_KEY = "consilium state"
 ENVELOPES = "envelopes"
@@ -75,7 +75,8 @@ class StoredState:
     declined: Mapping[SiteId, str]
     history: tuple[RoundReport, ...]
     retried: int
-    metrics: MetricCounts | None
+    measured: EvaluationCounts | None
+    evaluation: EvaluationCounts | None
     sum_id: int
     setup: StoredSetup | None
     heads: Mapping[SiteId, str] = field(default_factory=dict)
@@ -93,7 +94,8 @@ def save_state(state: TrackState, path: Path) -> None:
         declined=state.declined,
         history=state.history,
         retried=state.retried,
-        metrics=state.metrics,
+        measured=state.measured,
+        evaluation=state.evaluation,
         sum_id=state.sum_id,
         setup=_stored_setup(state.setup) if state.setup else None,
         heads=state.heads,
@@ -120,7 +122,9 @@ def load_state(path: Path, start: TrackState) -> TrackState:
         raise BadFileError(path, f"expected a state under the metadata key {METADATA_KEY!r}")
     try:
         content = read_object(metadata[METADATA_KEY], "state")
-        require_file_schema(path, content.get("schema"), STATE_SCHEMA)
+        if require_file_schema(path, content.get("schema"), STATE_SCHEMA) < STATE_SCHEMA:
+            # So is its plan, without which nobody can go on from it.
+            raise ValueError(f"expected schema {STATE_SCHEMA}, an older version wrote it")
         stored = build(StoredState, content.get("state"), "state")
         _require_same(path, stored, start)
         return replace(
@@ -131,7 +135,8 @@ def load_state(path: Path, start: TrackState) -> TrackState:
             declined=stored.declined,
             history=stored.history,
             retried=stored.retried,
-            metrics=stored.metrics,
+            measured=stored.measured,
+            evaluation=stored.evaluation,
             sum_id=stored.sum_id,
             setup=_setup(stored.setup, stored, tensors) if stored.setup else None,
             heads={**stored.heads, **start.heads},

@@ -14,6 +14,7 @@ from client.budget import SiteBudget
 from client.session import SiteSession, Work
 from client.session_store import MemoryStore, SessionStore
 from common.adapter import Adapter, AdapterMode, AdapterSpec, ModuleShape, initial_adapter
+from common.evaluation_counts import EvaluationCounts
 from common.fixedpoint import Words, encode_counts
 from common.ids import RoundId, RunId, SiteId, site_id
 from common.learning_plan import AdapterPlan, PreferencePlan, ServerOptimizerPlan, TeacherPlan, TrainingPlan
@@ -33,6 +34,15 @@ SITES = tuple(site_id(name) for name in ("site-a", "site-b", "site-c", "site-d")
 COORDINATOR = Identity(site_id=site_id("coordinator"), private_key=hashlib.sha256(b"coordinator").digest())
 CAP = 100
 COUNTS = MetricCounts(n=10, top1=2, top5=4, top10=5)
+
+
+def evaluation_of(counts: MetricCounts, temperature: float = 1.0) -> EvaluationCounts:
+    """What a site answers that counted ``counts``; its cases differ in how sure the student was."""
+    kept = [0] * counts.top1 + [1] * (counts.top10 - counts.top1)
+    places = [*kept, *[None] * (counts.n - counts.top10)]
+    scores = [np.array([0.0, -0.1 * case, -2.0]) for case in range(counts.n)]
+    scores = [np.sort(one)[::-1] for one in scores]
+    return EvaluationCounts.from_cases(counts, scores, places, temperature)
 
 
 def tiny_adapter(mode: AdapterMode = AdapterMode.ROLORA, seed: int = 0) -> Adapter:
@@ -155,7 +165,11 @@ class FakeWork:
         """Be ready."""
 
     def words(self, task: SumTask) -> Words:
-        return self.train_words(task).join() if isinstance(task, TrainTask) else self.counts.to_words()
+        return (
+            self.train_words(task).join()
+            if isinstance(task, TrainTask)
+            else evaluation_of(self.counts, task.temperature).to_words()
+        )
 
     def delta(self, round_id: RoundId, size: int) -> np.ndarray:
         seed = [self.plan.sites.index(self.site), round_id]
@@ -185,7 +199,7 @@ class FakePrivateWork:
 
     def words(self, task: SumTask) -> Words:
         if not isinstance(task, TrainTask):
-            return self.counts.to_words()
+            return evaluation_of(self.counts, task.temperature).to_words()
         mechanism, local = self.plan.mechanism(self.plan.track(task.track)), self.plan.privacy.mode == "local"
         vector = self.vector(
             task.round_id, task.adapter.spec.size(task.adapter.spec.active_block(task.round_id))

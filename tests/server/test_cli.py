@@ -21,10 +21,11 @@ from common.peft import import_peft
 from common.plan import RunPlan
 from common.privacy.ledger import Ledger
 from common.tracks import AnswerList
+from server.calibrating import evaluate
 from server.cli import NOT_RUNNING, OK, REFUSED, UNUSABLE, USAGE, main
 from server.home import CoordinatorHome
 from server.journal import Journal
-from server.rounds import TrackState, evaluate, run_round
+from server.rounds import TrackState, run_round
 from server.site_records import site_record
 from server.status import coordinator_cohort
 from simulations.link import MemoryLink

@@ -23,10 +23,10 @@ from common.errors import (
     UnapprovedSiteError,
     WrongSecretError,
 )
+from common.evaluation_counts import WORD_COUNT
 from common.fixedpoint import Words, add_words
 from common.ids import RoundId, SiteId
 from common.messages import EvaluateTask, Message, SumTask, TrainTask, UnmaskShares, refusal, sum_topic
-from common.metrics import WORD_COUNT
 from common.pki import Identity
 from common.plan import RunPlan
 from common.secagg.keys import KEYS_LABEL, Roster, SumContext, SumSecrets, sign_keys

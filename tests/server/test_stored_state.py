@@ -10,7 +10,7 @@ from common.canonical import canonical_json
 from common.errors import BadFileError, UnsupportedSchemaError
 from common.ids import RunId
 from server.rounds import TrackState, evaluate, prepare, run_round
-from server.stored_state import METADATA_KEY, load_state, save_state
+from server.stored_state import METADATA_KEY, STATE_SCHEMA, load_state, save_state
 from simulations.link import MemoryLink
 from tests.fakes import (
     SITES,
@@ -32,7 +32,18 @@ def same(one: TrackState, other: TrackState) -> bool:
         and np.array_equal(one.optimizer[block].second, other.optimizer[block].second)
         for block in one.optimizer.keys() | other.optimizer.keys()
     )
-    plain = ("round_id", "adapter", "declined", "history", "retried", "metrics", "sum_id", "setup", "heads")
+    plain = (
+        "round_id",
+        "adapter",
+        "declined",
+        "history",
+        "retried",
+        "measured",
+        "evaluation",
+        "sum_id",
+        "setup",
+        "heads",
+    )
     return moments and all(getattr(one, name) == getattr(other, name) for name in plain)
 
 
@@ -88,7 +99,8 @@ def test_a_file_that_is_no_state_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "line"),
     [
-        ({"schema": 1, "state": {}}, r"damaged: state\.run_id: expected"),
+        ({"schema": STATE_SCHEMA, "state": {}}, r"damaged: state\.run_id: expected"),
+        ({"schema": 1, "state": {}}, "damaged: expected schema 2, an older version wrote it"),
         ({"schema": 0, "state": {}}, "schema: expected a number"),
         ({"state": {}}, "schema: expected a number"),
     ],
@@ -100,7 +112,9 @@ def test_a_damaged_state_is_refused_with_one_line(tmp_path: Path, content: dict,
 
 
 def test_a_newer_versions_state_is_refused(tmp_path: Path) -> None:
-    text = canonical_json({"schema": 2, "state": {"unheard": "of"}})
+    text = canonical_json({"schema": STATE_SCHEMA + 1, "state": {"unheard": "of"}})
     save_file({"a": np.zeros(1)}, str(tmp_path / FILE), metadata={METADATA_KEY: text})
-    with pytest.raises(UnsupportedSchemaError, match="schema 2 is newer than 1"):
+    with pytest.raises(
+        UnsupportedSchemaError, match=f"schema {STATE_SCHEMA + 1} is newer than {STATE_SCHEMA}"
+    ):
         load_state(tmp_path / FILE, tiny_state())
