@@ -19,6 +19,7 @@ from common.calibration import BINS, CONFIDENCE_STEPS, ReliabilityBins
 
 INCHES = (3.7, 2.5)
 RELIABILITY_INCHES = (3.7, 4.3)
+BEFORE_AFTER_INCHES = (3.7, 4.6)
 # Colors that appear in no drawing otherwise; each stands for one of the page's.
 TEXT, LINE = "#010203", "#040506"
 SERIES = ("#0a0b01", "#0a0b02", "#0a0b03", "#0a0b04", "#0a0b05", "#0a0b06")
@@ -136,6 +137,27 @@ def draw_reliability(bins_by_label: Mapping[str, ReliabilityBins]) -> str:
         # A point in a corner must not be cut.
         axes.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03))
         figure.legend(loc="outside lower center")
+        return _themed(figure)
+
+
+def draw_before_after(before: ReliabilityBins, after: ReliabilityBins) -> str:
+    """Return the reliability of one student twice as SVG, and below it how many cases each bin holds."""
+    with mpl.rc_context(_STYLE | {"svg.hashsalt": repr((before, after))}):
+        figure = Figure(figsize=BEFORE_AFTER_INCHES, layout="constrained")
+        above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+        above.plot([0, 1], [0, 1], color=TEXT, linewidth=0.8, linestyle="dotted")
+        for i, (label, bins) in enumerate((("before", before), ("after", after))):
+            points = reliability_points(bins)
+            above.plot([point[0] for point in points], [point[1] for point in points], color=SERIES[1 - i],
+                       linestyle=DASHES[1 - i], marker=MARKERS[i], label=label)  # fmt: skip
+            # Side by side within the bin that they count.
+            places = [(place + 0.3 + 0.4 * i) / BINS for place in range(BINS)]
+            below.bar(places, bins.n, width=0.4 / BINS, color=SERIES[1 - i], hatch="//" if i == 0 else None,
+                      edgecolor=LINE, linewidth=0)  # fmt: skip
+        above.set(ylabel="share that was right", xlim=(-0.03, 1.03), ylim=(-0.03, 1.03))
+        below.set(xlabel="stated confidence", ylabel="cases")
+        below.yaxis.set_major_locator(MaxNLocator(nbins=3, integer=True))
+        figure.legend(loc="outside lower center", ncols=2)
         return _themed(figure)
 
 

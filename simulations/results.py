@@ -61,6 +61,8 @@ class MethodResult:
         seconds: That it took to train.
         bytes_up: That one site sent for it.
         privacy: What it took from a patient, of a method that is trained under a promise.
+        retrieval: What looking up and reasoning did, by name, of a method that does: shares of the notes
+            (``hit_rate``, ``compliance``, ``abstained``), ``tokens`` and ``seconds`` a note.
     """
 
     union: Scores
@@ -69,6 +71,7 @@ class MethodResult:
     seconds: float | None = None
     bytes_up: int | None = None
     privacy: Mapping[str, Any] | None = None
+    retrieval: Mapping[str, float | None] | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """The entry as ``results.json`` holds it."""
@@ -83,6 +86,8 @@ class MethodResult:
             entry["bytes_up"] = self.bytes_up
         if self.privacy is not None:
             entry["privacy"] = dict(self.privacy)
+        if self.retrieval is not None:
+            entry["retrieval"] = dict(self.retrieval)
         return entry
 
 
@@ -208,8 +213,8 @@ class RunResult:
             "privacy": dict(self.privacy),
             "aggregation": self.aggregation.as_dict(),
         }
-        rounded: dict[str, Any] = _rounded(content, "results")
-        return rounded
+        whole: dict[str, Any] = rounded(content, "results")
+        return whole
 
 
 def write_results(folder: Path, result: RunResult) -> dict[str, Any]:
@@ -266,11 +271,16 @@ def _entry(method: MethodResult | MethodBySite) -> dict[str, Any]:
     return {site: result.as_dict() for site, result in method.items()}
 
 
-def _rounded(value: Any, where: str) -> Any:
+def rounded(value: Any, where: str) -> Any:
+    """Return a content of text, numbers, lists and objects with its numbers at ``DIGITS`` digits.
+
+    Raises:
+        ValueError: A number is not finite; the message says where, below ``where``.
+    """
     if isinstance(value, Mapping):
-        return {str(key): _rounded(item, f"{where}.{key}") for key, item in value.items()}
+        return {str(key): rounded(item, f"{where}.{key}") for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_rounded(item, f"{where}[{i}]") for i, item in enumerate(value)]
+        return [rounded(item, f"{where}[{i}]") for i, item in enumerate(value)]
     if isinstance(value, float):
         if not math.isfinite(value):
             raise ValueError(

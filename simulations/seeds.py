@@ -28,16 +28,16 @@ FEWEST_RUNS = 2
 WIDE = 160
 
 
-def read_runs(folders: Sequence[Path]) -> list[dict[str, Any]]:
+def read_runs(folders: Sequence[Path], fewest: int = FEWEST_RUNS) -> list[dict[str, Any]]:
     """The results of runs that differ in their seed alone, as far as results tell.
 
     Raises:
-        SettingsError: Fewer than two runs, two of one seed, or runs of several scenarios or tracks.
+        SettingsError: Fewer than ``fewest`` runs, two of one seed, or runs of several scenarios or tracks.
         OSError, UnsupportedSchemaError: A file that is missing, or newer than this version.
     """
     runs = [read_results(folder / RESULTS_FILE) for folder in folders]
-    if len(runs) < FEWEST_RUNS:
-        raise SettingsError("runs", len(runs), f"at least {FEWEST_RUNS} folders of finished runs")
+    if len(runs) < fewest:
+        raise SettingsError("runs", len(runs), f"at least {fewest} folders of finished runs")
     seeds = [run["seed"] for run in runs]
     if len(set(seeds)) < len(seeds):
         raise SettingsError("runs", f"seeds {', '.join(map(str, seeds))}", "every seed once")

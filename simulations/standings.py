@@ -1,12 +1,13 @@
 """Who stands where: the methods of a ``results.json`` in the order in which people compare them.
 
-From what nobody trained, over what each site reaches alone, to the federated student, the pooled one (which
-hospitals cannot have) and the teachers (which see more than a student does). Terminal table and report both
-read from here.
+From what nobody trained, over what each site reaches alone, to the federated student and what is made of it,
+the pooled one (which hospitals cannot have), plain linear models and the teachers (which see more than a
+student does). Terminal table, report and the comparison of several runs read from here.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -16,17 +17,23 @@ MEAN = "_mean"
 OWN_ANSWERS = "own_answers"
 NEW_PUBLICATIONS = "new_publications"
 MAIN_LEARNING = "orpo"
-_ACRONYMS = ("orpo", "sft", "dpo", "rag", "cot")
+CALIBRATIONS = ("temperature", "label_smoothing", "cft", "rcft")
+"""Names of what a student's last stage may be; a method's name ends with it."""
+_ACRONYMS = ("orpo", "sft", "dpo", "rag", "cot", "cft", "rcft")
+_EPSILON = re.compile(r"(distributed|local)_eps_([0-9]+(?:-[0-9]+)?)")
 
 
 class Kind(StrEnum):
     """What sort of a method it is; in the order of the standings."""
 
     BASE = "base"
+    SEARCH = "search"
     LOCAL = "local"
     LOCAL_MEAN = "local-mean"
     FEDERATED = "federated"
+    RETRIEVAL = "retrieval"
     POOLED = "pooled"
+    REFERENCE = "reference"
     TEACHER = "teacher"
     OTHER = "other"
 
@@ -40,6 +47,26 @@ _LABELS = {
     Kind.POOLED: "All data in one place",
     Kind.TEACHER: "Teacher of {site}",
 }
+_NAMED = {
+    "search": (Kind.SEARCH, "Search in public descriptions"),
+    "rag_base": (Kind.RETRIEVAL, "Student, ten answers at once"),
+    "rag_cot": (Kind.RETRIEVAL, "Student, five questions (CoT)"),
+    "rag_rag": (Kind.RETRIEVAL, "Student with documents (RAG)"),
+    "rag_rag_cot": (Kind.RETRIEVAL, "Documents, then questions (RAG-driven CoT)"),
+    "rag_cot_rag": (Kind.RETRIEVAL, "Questions, then documents (CoT-driven RAG)"),
+    "rag_router": (Kind.RETRIEVAL, "Router by length of the note"),
+    "linear_model": (Kind.REFERENCE, "Linear model, coded findings"),
+    "linear_model_with_exclusions": (Kind.REFERENCE, "Linear model, coded findings and exclusions"),
+    "text_linear": (Kind.REFERENCE, "Linear model, words of the note"),
+}
+"""Methods that are no kind of student trained from patients, by name, in the order of the standings."""
+_SUFFIXES = {
+    "temperature": "calibrated (temperature)",
+    "label_smoothing": "calibrated (label smoothing)",
+    "cft": "calibrated (CFT)",
+    "rcft": "calibrated (RCFT)",
+}
+_NOISE = {"distributed": "noise for ε {}", "local": "each site its own noise for ε {}"}
 _OWN_LABELS = {Kind.LOCAL: "This site alone", Kind.TEACHER: "Its teacher"}
 
 
@@ -143,18 +170,49 @@ def percent_interval(ends: Sequence[float] | None) -> str:
     return "" if ends is None else f"{100 * ends[0]:.1f}–{100 * ends[1]:.1f}"
 
 
+def points(share: float) -> str:
+    """Return a difference of two rates in percentage points as people read it: ``+13.2``."""
+    return f"{100 * share:+.1f}".replace("-", "\N{MINUS SIGN}")
+
+
 def method_label(method: str, site: str | None = None) -> str:
     """Return what people call a method of ``results.json``."""
+    if method in _NAMED:
+        return _NAMED[method][1]
     kind = _kind(method)
     if kind is Kind.OTHER:
         words, suffix = _words(method.removesuffix(MEAN)), ""
         label = words[:1].upper() + words[1:]
     else:
         label = "Teachers" if kind is Kind.TEACHER and site is None else _LABELS[kind].format(site=site)
-        suffix = _words(method.removesuffix(MEAN).partition("_")[2].removeprefix(MAIN_LEARNING).strip("_"))
+        suffix = _suffix(method.removesuffix(MEAN).partition("_")[2].removeprefix(MAIN_LEARNING).strip("_"))
     if method.endswith(MEAN) and kind is not Kind.LOCAL_MEAN:
         label += ", mean"
     return f"{label}, {suffix}" if suffix else label
+
+
+def calibration_of(method: str) -> tuple[str, str] | None:
+    """Return the method that was calibrated and how, of the name of a calibrated one."""
+    found = [how for how in CALIBRATIONS if method.endswith(f"_{how}")]
+    return (method.removesuffix(f"_{found[0]}"), found[0]) if found else None
+
+
+def epsilon_of(method: str) -> float | None:
+    """Return the epsilon that a method's name promises; None where it promises none."""
+    found = _EPSILON.search(method)
+    return None if found is None else float(found[2].replace("-", "."))
+
+
+def _suffix(name: str) -> str:
+    """Return in words how a student differs from the main one of its kind."""
+    noise = _EPSILON.fullmatch(name)
+    if noise is not None:
+        return _NOISE[noise[1]].format(noise[2].replace("-", "."))
+    whole = calibration_of(f"_{name}")
+    if whole is None:
+        return _words(name)
+    before = _suffix(whole[0].strip("_"))
+    return f"{before}, {_SUFFIXES[whole[1]]}" if before else _SUFFIXES[whole[1]]
 
 
 def _all(methods: Mapping[str, Any], test: str | None) -> Iterator[Standing]:
@@ -176,16 +234,32 @@ def _is_one_result(entry: Mapping[str, Any]) -> bool:
 
 
 def _kind(method: str) -> Kind:
+    if method in _NAMED:
+        return _NAMED[method][0]
     first = method.partition("_")[0]
     if first == Kind.LOCAL:
         return Kind.LOCAL_MEAN if method.endswith(MEAN) else Kind.LOCAL
     return Kind(first) if first in _LABELS else Kind.OTHER
 
 
-def _place(standing: Standing) -> tuple[int, bool, str, bool]:
+def _place(standing: Standing) -> tuple[int, int, float, str, bool]:
     """Sort by kind, ORPO first, a mean after its sites; sites stay in their order."""
     method = standing.method.removesuffix(MEAN)
-    return (_KINDS.index(standing.kind), not _is_main(method), method, standing.site is None)
+    return (_KINDS.index(standing.kind), *_variant(method), method, standing.site is None)
+
+
+def _variant(method: str) -> tuple[int, float]:
+    """Sort the methods of a kind: the main one, its other losses, calibrated, private, others."""
+    if method in _NAMED:
+        return (0, list(_NAMED).index(method))
+    calibrated, epsilon = calibration_of(method), epsilon_of(method)
+    if calibrated is not None:
+        return (2, CALIBRATIONS.index(calibrated[1]))
+    if epsilon is not None:
+        return (3, -epsilon)
+    if _is_main(method):
+        return (0, 0.0)
+    return (1 if method.count("_") == 1 else 4, 0.0)
 
 
 def _is_main(method: str) -> bool:

@@ -71,11 +71,9 @@ def cases_of(track: Mapping[str, Any]) -> str:
 def scores_table(title: str, found: tuple[Standing, ...], columns: Mapping[str, str]) -> Table:
     """Return one line a method; top-1 with its 95 % interval."""
     table = Table(title=title, title_justify="left")
-    table.add_column("method", no_wrap=True)
-    table.add_column("top-1", justify="right")
-    table.add_column("95 %", justify="right")
-    for heading in list(columns.values())[1:]:
-        table.add_column(heading, justify="right")
+    table.add_column("method")  # a long name takes two lines, a figure never
+    for heading in ("top-1", "95 %", *list(columns.values())[1:]):
+        table.add_column(heading, justify="right", no_wrap=True)
     for standing in charted(found):
         rates = [percent(standing.scores[rate]) for rate in columns]
         interval = percent_interval(standing.scores["interval"].get("top1"))
