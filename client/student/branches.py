@@ -257,7 +257,7 @@ def plain_log_probs(
     An image student reads the prompt with its image, by the model's own masks and positions.
     """
     ids = torch.tensor([[*prompt, *answer]])
-    images = {} if vision is None or image is None else vision.plain_inputs(image, ids)
+    images = {} if vision is None or image is None else vision.plain_inputs([image], ids)
     logits = model(input_ids=ids, use_cache=False, **images).logits[0, len(prompt) - 1 : -1].float()
     return logits.log_softmax(-1).gather(-1, torch.tensor(answer)[:, None])[:, 0]
 

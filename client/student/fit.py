@@ -163,15 +163,10 @@ def fit_alone(
     It takes as many steps as a site takes in the whole run, with AdamW throughout and a cosine schedule. The
     blocks are those that the federation trains: A and B at once in ``rolora``, else the only one.
     """
-    student.load(adapter)
-    alternating = adapter.spec.mode is AdapterMode.ROLORA
-    blocks = (Block.A, Block.B) if alternating else (adapter.spec.active_block(1),)
-    factors = [factor for block in blocks for factor in student.train_block(block)]
-    for factor in factors:
-        factor.requires_grad = True
+    factors = alone_factors(student, adapter)
     batches = draw_batches(patients, patients_per_step, seed=seed, first_step=0, images=plan.entries_per_step)
     steps = plan.rounds * plan.local_steps
-    optimizer = torch.optim.AdamW(factors, lr=learning_rate, betas=ADAM_BETAS, weight_decay=0.0, fused=True)
+    optimizer = adamw(factors, learning_rate)
 
     def before_step(step: int) -> None:
         for group in optimizer.param_groups:
@@ -182,10 +177,26 @@ def fit_alone(
     return _fit(student, factors, batches, plan, optimizer=optimizer, steps=steps, before_step=before_step)
 
 
+def alone_factors(student: Student, adapter: Adapter) -> list[Tensor]:
+    """The factors that a student trains alone, with the adapter's values in place."""
+    student.load(adapter)
+    alternating = adapter.spec.mode is AdapterMode.ROLORA
+    blocks = (Block.A, Block.B) if alternating else (adapter.spec.active_block(1),)
+    factors = [factor for block in blocks for factor in student.train_block(block)]
+    for factor in factors:
+        factor.requires_grad = True
+    return factors
+
+
+def adamw(factors: list[Tensor], learning_rate: float) -> torch.optim.Optimizer:
+    """The optimizer of every training with AdamW."""
+    return torch.optim.AdamW(factors, lr=learning_rate, betas=ADAM_BETAS, weight_decay=0.0, fused=True)
+
+
 def _optimizer(factors: list[Tensor], plan: TrainingPlan) -> torch.optim.Optimizer:
     if plan.local_optimizer == "sgd":
         return torch.optim.SGD(factors, lr=plan.learning_rate)
-    return torch.optim.AdamW(factors, lr=plan.learning_rate, betas=ADAM_BETAS, weight_decay=0.0, fused=True)
+    return adamw(factors, plan.learning_rate)
 
 
 def _fit(

@@ -200,9 +200,14 @@ class Vision:
         )
         return positions[:, 0]
 
-    def plain_inputs(self, image: SlideRef, input_ids: Tensor) -> dict[str, Tensor]:
-        """What the model's own forward pass needs with one prompt and no mask or positions of ours."""
-        inputs = self.inputs([image], input_ids)
+    def plain_inputs(self, images: Sequence[SlideRef], input_ids: Tensor) -> dict[str, Tensor]:
+        """What the model's own forward pass needs, without a block mask or positions of ours.
+
+        Args:
+            images: One for each row, all of the same shapes.
+            input_ids: (rows, columns).
+        """
+        inputs = self.inputs(images, input_ids)
         if self.sight is Sight.GRID:
             inputs["mm_token_type_ids"] = self.stands_for_image(input_ids).int()
         return inputs

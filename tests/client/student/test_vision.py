@@ -193,7 +193,7 @@ def test_free_decoding_of_images_equals_greedy_steps_one_by_one(sighted: Student
             while len(expected) < 5:
                 ids = torch.tensor([[*prompt, *expected]])
                 with torch.no_grad():
-                    inputs = sighted.vision.plain_inputs(image, ids)
+                    inputs = sighted.vision.plain_inputs([image], ids)
                     token = int(sighted.model(input_ids=ids, **inputs).logits[0, -1].argmax())
                 if token == sighted.end_id:
                     break
