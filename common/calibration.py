@@ -31,7 +31,7 @@ SCORE_STEPS = 2**12
 LEAST_CONFIDENCE = 1e-4
 """What a log loss takes for anything less: one truth that the beam lost would be an infinite loss."""
 MOST_LOSS_STEPS = round(-math.log(LEAST_CONFIDENCE) * SCORE_STEPS)
-TEMPERATURES = tuple(2.0 ** (i / 8 - 2) for i in range(41))
+TEMPERATURES: tuple[float, ...] = tuple(2.0 ** (i / 8 - 2) for i in range(41))
 """From 0.25 to 8 in equal steps of the logarithm; 1 is one of them."""
 
 Scores = NDArray[np.floating]
@@ -272,7 +272,7 @@ class TemperatureSums:
         before, here, after = self.nll_steps[i - 1 : i + 2]
         bend = before - 2 * here + after
         shift = (before - after) / (2 * bend) if bend else 0.0
-        return TEMPERATURES[i] * (TEMPERATURES[i + 1] / TEMPERATURES[i]) ** shift
+        return TEMPERATURES[i] * math.pow(TEMPERATURES[i + 1] / TEMPERATURES[i], shift)
 
 
 def confidence_of(scores: Scores, temperature: float = 1.0) -> NDArray[np.float64]:
@@ -308,7 +308,7 @@ def fit_temperature(scores: Sequence[Scores], correct: NDArray[np.bool_]) -> flo
     i = _least(grid)
     ends = math.log(TEMPERATURES[max(0, i - 1)]), math.log(TEMPERATURES[min(i + 1, len(grid) - 1)])
     found = minimize_scalar(loss, bounds=ends, method="bounded", options={"xatol": 1e-6})
-    return float(math.exp(found.x)) if found.fun < grid[i] else TEMPERATURES[i]
+    return math.exp(float(found.x)) if float(found.fun) < grid[i] else TEMPERATURES[i]
 
 
 def _gaps(scores: Sequence[Scores]) -> NDArray[np.float64]:
@@ -324,7 +324,8 @@ def _gaps(scores: Sequence[Scores]) -> NDArray[np.float64]:
 
 def _first(gaps: NDArray[np.float64], temperature: float) -> NDArray[np.float64]:
     total = np.exp(gaps / temperature).sum(axis=1)
-    return np.divide(1.0, total, out=np.zeros(len(gaps)), where=total > 0)
+    first: NDArray[np.float64] = np.divide(1.0, total, out=np.zeros(len(gaps)), where=total > 0)
+    return first
 
 
 def _losses(gaps: NDArray[np.float64], correct: NDArray[np.bool_], temperature: float) -> NDArray[np.float64]:

@@ -1,9 +1,9 @@
 """What a method reached on a set of test patients, with intervals.
 
 Everything that is reported is made of counts that add up over patients, so one bootstrap serves every
-figure: patients are drawn with replacement, their counts summed, and each rate taken from the sums. The
-intervals say how far another draw of patients would move a figure; they say nothing about another training
-seed.
+figure: patients are drawn with replacement, their counts summed, and each rate taken from the sums; the
+class-wise ECE too, from counts that are mostly zero (`simulations.claims`). The intervals say how far another
+draw of patients would move a figure; they say nothing about another training seed.
 """
 
 from __future__ import annotations
@@ -17,16 +17,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from client.student.predictions import Prediction
-from common.calibration import BINS, CONFIDENCE_STEPS, ReliabilityBins
-from common.metrics import MetricCounts, count_case
+from common.calibration import BINS, CONFIDENCE_STEPS, SCORE_STEPS, ProperScores, ReliabilityBins
+from common.metrics import CAR, FreeAnswer, MetricCounts, count_case
+from simulations.claims import Claim, class_bins, class_eces, class_gaps
 
 DRAWS = 1000
 LEVEL = 0.95
-ECE = "ece"
-RATES = (*MetricCounts.RATES, ECE)
+ECE, CLASS_ECE, NLL, BRIER = "ece", "class_ece", "nll", "brier"
+RATES = (*MetricCounts.RATES, CAR, ECE, NLL, BRIER, CLASS_ECE)
 
 _COUNT_NAMES = tuple(field.name for field in fields(MetricCounts))
 _BIN_NAMES = ("n", "correct", "confidence_sum")
+_PROPER_NAMES = ("n", "nll_steps", "brier_steps")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,29 +38,53 @@ class Outcomes:
     Attributes:
         counts: Of each patient.
         bins: Of each patient: where the first answer's confidence lies. Empty bins where there is none.
+        claims: Of each patient: the confidences of all answers, a claim a case; none where a method has no
+            confidences, or they are not known beyond the first answer's.
+        classes: How many answers the plan has; 0 where there are no claims.
     """
 
     counts: tuple[MetricCounts, ...]
     bins: tuple[ReliabilityBins, ...]
+    claims: tuple[tuple[Claim, ...], ...]
+    classes: int = 0
 
     def __post_init__(self) -> None:
-        if len(self.counts) != len(self.bins):
-            raise ValueError(
-                f"Expected counts and bins of each patient, got {len(self.counts)}, {len(self.bins)}"
-            )
+        if not len(self.counts) == len(self.bins) == len(self.claims):
+            got = f"{len(self.counts)}, {len(self.bins)}, {len(self.claims)}"
+            raise ValueError(f"Expected counts and bins and claims of each patient, got {got}")
+        if any(self.claims) and self.classes < 1:
+            raise ValueError("Expected a number of classes for claims, got none")
+
+    @classmethod
+    def claimed(
+        cls, counts: Sequence[MetricCounts], claims: Sequence[Claim | None], classes: int
+    ) -> Outcomes:
+        """The outcomes of cases counted one by one; a case without a claim has no confidence at all.
+
+        ``classes`` is how many answers the plan has.
+        """
+        bins = tuple(
+            ReliabilityBins()
+            if claim is None
+            else ReliabilityBins.from_cases(np.array([claim.first]), np.array([count.top1 > 0]))
+            for count, claim in zip(counts, claims, strict=True)
+        )
+        known = tuple(() if claim is None else (claim,) for claim in claims)
+        return cls(counts=tuple(counts), bins=bins, claims=known, classes=classes)
 
     @classmethod
     def of(cls, counts: Sequence[MetricCounts], confidence: NDArray[np.floating] | None = None) -> Outcomes:
-        """The outcomes of cases counted one by one; ``confidence`` (n,) is that of each first answer."""
+        """The outcomes of cases of whose confidences the first answer's is known at most, (n,)."""
+        none: tuple[tuple[Claim, ...], ...] = ((),) * len(counts)
         if confidence is None:
-            return cls(counts=tuple(counts), bins=(ReliabilityBins(),) * len(counts))
+            return cls(counts=tuple(counts), bins=(ReliabilityBins(),) * len(counts), claims=none)
         if confidence.shape != (len(counts),):
             raise ValueError(f"Expected a confidence for each of {len(counts)} cases, got {confidence.shape}")
         correct = np.array([count.top1 > 0 for count in counts], dtype=np.bool_)
         bins = [
             ReliabilityBins.from_cases(confidence[i : i + 1], correct[i : i + 1]) for i in range(len(counts))
         ]
-        return cls(counts=tuple(counts), bins=tuple(bins))
+        return cls(counts=tuple(counts), bins=tuple(bins), claims=none)
 
     def __len__(self) -> int:
         """How many patients there are."""
@@ -68,16 +94,23 @@ class Outcomes:
         """Both methods' outcomes on the same patients; the rates are then means over the two methods."""
         if len(self) != len(other):
             raise ValueError(f"Expected outcomes of the same patients, got {len(self)} and {len(other)}")
+        if self.classes != other.classes:
+            raise ValueError(f"Expected outcomes of {self.classes} classes, got {other.classes}")
         return Outcomes(
             counts=tuple(a + b for a, b in zip(self.counts, other.counts, strict=True)),
             bins=tuple(a + b for a, b in zip(self.bins, other.bins, strict=True)),
+            claims=tuple(a + b for a, b in zip(self.claims, other.claims, strict=True)),
+            classes=self.classes,
         )
 
     def only(self, places: Iterable[int]) -> Outcomes:
         """The outcomes of the patients at these places of the list."""
         chosen = list(places)
         return Outcomes(
-            counts=tuple(self.counts[i] for i in chosen), bins=tuple(self.bins[i] for i in chosen)
+            counts=tuple(self.counts[i] for i in chosen),
+            bins=tuple(self.bins[i] for i in chosen),
+            claims=tuple(self.claims[i] for i in chosen),
+            classes=self.classes,
         )
 
     def pooled_bins(self) -> ReliabilityBins:
@@ -94,12 +127,14 @@ class Scores:
         rates: Each of ``RATES``; None where nothing was counted.
         interval: 95 % interval of each rate that is there.
         ece_noise_floor: ECE that a perfectly calibrated method would show with so few patients.
+        class_ece_noise_floor: The same of the class-wise ECE.
     """
 
     n: int
     rates: Mapping[str, float | None]
     interval: Mapping[str, tuple[float, float]]
     ece_noise_floor: float | None = None
+    class_ece_noise_floor: float | None = None
 
     def __post_init__(self) -> None:
         if tuple(self.rates) != RATES:
@@ -111,26 +146,29 @@ class Scores:
             "n": self.n,
             **self.rates,
             "ece_noise_floor": self.ece_noise_floor,
+            "class_ece_noise_floor": self.class_ece_noise_floor,
             "interval": {name: list(ends) for name, ends in self.interval.items()},
         }
 
 
 def judge(
     predictions: Sequence[Prediction],
+    classes: int,
     *,
-    valid: Sequence[Sequence[bool]] = (),
+    free: Sequence[FreeAnswer] = (),
     teacher_tops: Sequence[Sequence[str]] | None = None,
     teacher_bottoms: Sequence[Sequence[str]] | None = None,
 ) -> Outcomes:
     """Return the outcomes of predictions, in their order.
 
     Args:
-        predictions: With the truth; a case without any answer counts as wrong, with confidence 0.
-        valid: Of the first cases, those also decoded freely: whether each of the free answers names an answer
-            of the plan.
+        predictions: With the truth; a case without any answer counts as wrong, with confidence 0. A case
+            whose answers have no confidence claims nothing.
+        classes: How many answers the plan has.
+        free: Of the first cases, those also decoded freely.
         teacher_tops: Of each case, ids of the teacher's first answers; ``teacher_bottoms`` of its last.
     """
-    counts, confidence = [], []
+    counts, claims = [], []
     for row, prediction in enumerate(predictions):
         if prediction.truth is None:
             raise ValueError(f"Expected the truth of every case, got none in row {row}")
@@ -139,11 +177,19 @@ def judge(
             prediction.truth,
             teacher_top=None if teacher_tops is None else teacher_tops[row],
             teacher_bottom=None if teacher_bottoms is None else teacher_bottoms[row],
-            free_answers_valid=valid[row] if row < len(valid) else None,
+            free=free[row] if row < len(free) else None,
         )
         counts.append(one)
-        confidence.append(prediction.answers[0].confidence if prediction.answers else 0.0)
-    return Outcomes.of(counts, np.array(confidence))
+        claims.append(_claim(prediction, prediction.truth))
+    return Outcomes.claimed(counts, claims, classes)
+
+
+def _claim(prediction: Prediction, truth: str) -> Claim | None:
+    confidence = [answer.confidence for answer in prediction.answers if answer.confidence is not None]
+    if len(confidence) < len(prediction.answers):
+        return None
+    ids = tuple(answer.id for answer in prediction.answers)
+    return Claim(answers=ids, confidence=tuple(confidence), truth=truth)
 
 
 def score(
@@ -163,19 +209,22 @@ def score(
     """
     if not len(outcomes):
         return Scores(n=0, rates=dict.fromkeys(RATES), interval={})
-    table = _table(outcomes)
-    rates = {
-        name: None if np.isnan(rate) else float(rate)
-        for name, (rate,) in _rates(table.sum(axis=0)[None]).items()
-    }
-    whole = table if units is None else _summed(table, units)
-    drawn = _rates(_draw(len(whole), rng, draws) @ whole)
+    drawn = _draw(range(len(outcomes)) if units is None else units, rng, draws)
+    # The first sample is everybody once.
+    found = _rates(np.vstack([np.ones(len(outcomes)), drawn]), outcomes)
+    rates = {name: _known(values[0]) for name, values in found.items()}
+    claims = [claim for own in outcomes.claims for claim in own]
     return Scores(
         n=len(outcomes),
         rates=rates,
-        interval={name: _interval(drawn[name]) for name in RATES if rates[name] is not None},
+        interval={name: _interval(found[name][1:]) for name in RATES if rates[name] is not None},
         ece_noise_floor=outcomes.pooled_bins().noise_floor(rng),
+        class_ece_noise_floor=class_bins(claims, outcomes.classes).noise_floor(rng) if claims else None,
     )
+
+
+def _known(rate: float) -> float | None:
+    return None if np.isnan(rate) else float(rate)
 
 
 def mean_over_sites(outcomes_by_site: Mapping[Any, Outcomes]) -> Outcomes:
@@ -186,39 +235,52 @@ def mean_over_sites(outcomes_by_site: Mapping[Any, Outcomes]) -> Outcomes:
 
 
 def _table(outcomes: Outcomes) -> NDArray[np.float64]:
-    """Return one row of whole numbers a patient: counts, then the three rows of bins."""
+    """Return one row of whole numbers a patient: counts, the three rows of bins, then proper scores."""
+    proper = [reduce(ProperScores.__add__, map(Claim.proper, own), ProperScores()) for own in outcomes.claims]
     rows = [
         [getattr(count, name) for name in _COUNT_NAMES]
         + [number for name in _BIN_NAMES for number in getattr(bins, name)]
-        for count, bins in zip(outcomes.counts, outcomes.bins, strict=True)
+        + [getattr(one, name) for name in _PROPER_NAMES]
+        for count, bins, one in zip(outcomes.counts, outcomes.bins, proper, strict=True)
     ]
     # Floats hold these sums exactly, and multiply by far faster than integers.
     return np.array(rows, dtype=np.float64)
 
 
-def _summed(table: NDArray[np.float64], units: Sequence[Hashable]) -> NDArray[np.float64]:
-    """Return the rows of each unit added up, (units, columns), in order of first appearance."""
+def _draw(units: Sequence[Hashable], rng: np.random.Generator, draws: int) -> NDArray[np.float64]:
+    """Return how often each outcome is drawn, (draws, outcomes), a unit's always together.
+
+    As many units are drawn as there are.
+    """
     row_of = {unit: row for row, unit in enumerate(dict.fromkeys(units))}
-    sums = np.zeros((len(row_of), table.shape[1]))
-    np.add.at(sums, [row_of[unit] for unit in units], table)
-    return sums
+    drawn = rng.integers(len(row_of), size=(draws, len(row_of))) + len(row_of) * np.arange(draws)[:, None]
+    times = np.bincount(drawn.ravel(), minlength=draws * len(row_of)).reshape(draws, len(row_of))
+    return times[:, [row_of[unit] for unit in units]].astype(np.float64)
 
 
-def _draw(patients: int, rng: np.random.Generator, draws: int) -> NDArray[np.float64]:
-    """Return how often each patient is drawn, (draws, patients); each row sums to the number of patients."""
-    drawn = rng.integers(patients, size=(draws, patients)) + patients * np.arange(draws)[:, None]
-    return np.bincount(drawn.ravel(), minlength=draws * patients).reshape(draws, patients).astype(np.float64)
-
-
-def _rates(sums: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
-    """Return each rate of rows of summed counts (rows, columns), NaN where nothing was counted."""
+def _rates(drawn: NDArray[np.float64], outcomes: Outcomes) -> dict[str, NDArray[np.float64]]:
+    """Return each rate of samples, NaN where nothing was counted; ``drawn`` as of ``_draw``."""
+    sums = drawn @ _table(outcomes)
     column = {name: sums[:, i] for i, name in enumerate(_COUNT_NAMES)}
     rates = {name: _divide(column[part], column[whole]) for name, (part, whole) in MetricCounts.RATES.items()}
-    n, correct, confidence = np.moveaxis(
-        sums[:, len(_COUNT_NAMES) :].reshape(len(sums), len(_BIN_NAMES), BINS), 1, 0
-    )
+    start, end = len(_COUNT_NAMES), -len(_PROPER_NAMES)
+    n, correct, confidence = np.moveaxis(sums[:, start:end].reshape(len(sums), len(_BIN_NAMES), BINS), 1, 0)
     gap = np.abs(correct - confidence / CONFIDENCE_STEPS)
-    return {**rates, ECE: _divide(gap.sum(axis=1), n.sum(axis=1))}
+    claims, nll, brier = sums[:, end:].T
+    return {
+        **rates,
+        CAR: _car(rates["coverage"], rates["avoidance"]),
+        ECE: _divide(gap.sum(axis=1), n.sum(axis=1)),
+        NLL: _divide(nll / SCORE_STEPS, claims),
+        BRIER: _divide(brier / SCORE_STEPS, claims),
+        CLASS_ECE: class_eces(drawn, class_gaps(outcomes.claims), claims, outcomes.classes),
+    }
+
+
+def _car(coverage: NDArray[np.float64], avoidance: NDArray[np.float64]) -> NDArray[np.float64]:
+    """`MetricCounts.car` at weight 1."""
+    both = coverage + avoidance
+    return np.where(both == 0, 0.0, _divide(2 * coverage * avoidance, both))
 
 
 def _divide(part: NDArray[np.float64], whole: NDArray[np.float64]) -> NDArray[np.float64]:

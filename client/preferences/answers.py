@@ -8,7 +8,7 @@ patience, and a name the plan does not know becomes None instead of a guess.
 import re
 from collections.abc import Iterator, Sequence
 
-from common.tracks import RARE_DISEASE, TISSUE_TYPE, Answer, AnswerList, Modality, Track
+from common.tracks import RARE_DISEASE, TISSUE_TYPE, Answer, AnswerList, Modality, Track, fold
 
 # Short, because prompts are read at every step, and fixed, because pairs and students must agree on them.
 INSTRUCTIONS = {
@@ -21,6 +21,16 @@ _NOISE = " \t'\"`*_“”‘’«»,;"  # noqa: RUF001 - the quotation marks are
 # A model that explains itself writes "name - because ..." or "name (because ...)". Names may hold these too,
 # so the whole line is tried first and each shorter reading after it.
 _EXPLANATION = re.compile(r"\s+[-\u2013\u2014]\s+|:\s|\s+\(")
+
+# "Unknown", "The diagnosis is unclear", "Cannot be determined", "I do not know".
+_UNKNOWN = re.compile(
+    r"(?:(?:the )?(?:diagnosis|disease|tissue|answer)(?: is|:)? )?"
+    r"(?:(?:unknown|unclear|undetermined|not (?:known|clear|determined|available)|none|n/?a)"
+    r"(?: (?:diagnosis|disease|tissue))?\W*$"
+    r"|(?:i |we )?(?:do not|don.t|cannot|can.t|can not|could not|unable to|not able to) (?:be )?"
+    r"(?:know|determine|deduce|tell|say|identif))",
+    re.IGNORECASE,
+)
 
 
 def write_prompt(track: Track, note: str | None = None) -> str:
@@ -60,14 +70,25 @@ def parse_answers(text: str, header: str, answers: AnswerList) -> list[Answer | 
 
     Guarantee: what write_answers wrote is read back unchanged.
     """
+    return [answer for _, answer in answer_lines(text, header, answers)]
+
+
+def answer_lines(text: str, header: str, answers: AnswerList) -> list[tuple[str, Answer | None]]:
+    """Return what ``parse_answers`` returns, each after the line it was read from."""
     lines = [line.strip() for line in _below(text, header).splitlines() if line.strip()]
     numbered = any(_NUMBER.match(line) for line in lines)
-    found: list[Answer | None] = []
-    for line in lines:
-        answer = _named(line, answers)
-        if answer is not None or _NUMBER.match(line) or not numbered:
-            found.append(answer)
-    return found
+    found = [(line, _named(line, answers)) for line in lines]
+    return [one for one in found if one[1] is not None or _NUMBER.match(one[0]) or not numbered]
+
+
+def names_exactly(line: str, answer: Answer) -> bool:
+    """Whether a line of a list names ``answer`` by its own name; case and white space are ignored."""
+    return any(fold(reading) == fold(answer.name) for reading in _readings(line))
+
+
+def says_unknown(line: str) -> bool:
+    """Whether a line of a list says that its writer does not know, instead of a name."""
+    return any(_UNKNOWN.match(reading) for reading in _readings(line))
 
 
 def _below(text: str, header: str) -> str:

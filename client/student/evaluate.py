@@ -1,22 +1,26 @@
 """What a student answers for many cases, and the counts that may leave a site.
 
 The order of a case's answers is that of the constrained beam's summed log-probabilities; the confidence of
-an answer is the softmax of these over the answers the beam kept. Only ``MetricCounts`` are ever sent.
+an answer is the softmax of these, divided by a temperature, over the answers the beam kept. Only
+``EvaluationCounts`` are ever sent.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from client.patients.photos import SlideRef
-from client.preferences.answers import parse_answers
+from client.preferences.answers import answer_lines, names_exactly, says_unknown
 from client.student.decode import TrieNode, decode_freely, rank_by_beam, shared_prefix
 from client.student.model import Student
 from client.student.prompts import StudentPrompt
-from common.metrics import MetricCounts, count_case
+from common.calibration import confidence_of
+from common.evaluation_counts import EvaluationCounts
+from common.metrics import FreeAnswer, MetricCounts, count_case
 from common.tracks import AnswerList
 
 CASES_AT_ONCE = 32
@@ -29,12 +33,56 @@ class RankedCase:
     """A student's answers to one case.
 
     Attributes:
-        answers: Indices into the plan's answers, best first.
+        answers: Indices into the plan's answers, best first: as many as were wanted.
         confidence: Of each, positive, together at most 1.
+        scores: Summed log-probability of every answer the beam kept, best first, those not wanted included:
+            as the student gave them, whatever the temperature.
+        kept: The indices of all of these; where there are none, ``answers`` are all that was kept.
+        temperature: What the scores were divided by before they became confidences.
     """
 
     answers: tuple[int, ...]
     confidence: tuple[float, ...]
+    scores: tuple[float, ...]
+    kept: tuple[int, ...] = ()
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        shown = len(self.answers)
+        if len(self.confidence) != shown or self.everything[:shown] != self.answers:
+            raise ValueError(f"Expected {shown} answers, the first of those kept, each with a confidence")
+        if len(self.scores) != len(self.everything):
+            raise ValueError(f"Expected {len(self.everything)} scores, got {len(self.scores)}")
+
+    @classmethod
+    def of(cls, kept: Sequence[int], scores: Sequence[float], top: int) -> RankedCase:
+        """The first ``top`` of the answers kept, which are best first with a score each."""
+        confidence = confidence_of(np.array(scores))[:top]
+        return cls(
+            answers=tuple(kept[:top]),
+            confidence=tuple(float(value) for value in confidence),
+            scores=tuple(scores),
+            kept=tuple(kept),
+        )
+
+    @property
+    def everything(self) -> tuple[int, ...]:
+        """The indices of all answers that have a score."""
+        return self.kept or self.answers
+
+    def tempered(self, temperature: float) -> RankedCase:
+        """The same answers with the confidences of another temperature; the order never changes."""
+        confidence = confidence_of(np.array(self.scores), temperature)[: len(self.answers)]
+        claimed = tuple(float(value) for value in confidence)
+        return replace(self, confidence=claimed, temperature=temperature)
+
+    def all_confidences(self) -> NDArray[np.float64]:
+        """The confidence of each of ``everything``; they sum to 1."""
+        return confidence_of(np.array(self.scores), self.temperature)
+
+    def place_of(self, index: int) -> int | None:
+        """Where an answer of the plan is among ``everything``; None where the beam lost it."""
+        return self.everything.index(index) if index in self.everything else None
 
 
 def rank_cases(
@@ -108,13 +156,7 @@ def _images(prompts: Sequence[StudentPrompt], rows: Sequence[int]) -> list[Slide
 
 
 def _ranked(found: Sequence[tuple[int, float]], top: int) -> RankedCase:
-    scores = np.array([score for _, score in found])
-    weights = np.exp(scores - scores.max())
-    confidence = weights / weights.sum()
-    return RankedCase(
-        answers=tuple(answer for answer, _ in found[:top]),
-        confidence=tuple(float(value) for value in confidence[:top]),
-    )
+    return RankedCase.of([answer for answer, _ in found], [score for _, score in found], top)
 
 
 def free_answers(
@@ -125,10 +167,10 @@ def free_answers(
     *,
     max_prompt_tokens: int,
     max_answer_tokens: int,
-) -> list[list[bool]]:
-    """For each prompt, whether each freely decoded answer names an answer of the plan."""
+) -> list[FreeAnswer]:
+    """What the student writes for each prompt without any constraint, read as a list of answers."""
     encoded = _encode(student, prompts, max_prompt_tokens)
-    valid: list[list[bool]] = [[] for _ in prompts]
+    found = [FreeAnswer()] * len(prompts)
     for rows in batches_by_length(encoded, _shapes(student, prompts)):
         decoded = decode_freely(
             student.model,
@@ -141,8 +183,23 @@ def free_answers(
         )
         for row, ids in zip(rows, decoded, strict=True):
             text = student.tokenizer.decode(ids, skip_special_tokens=True)
-            valid[row] = [answer is not None for answer in parse_answers(text, header, answers)]
-    return valid
+            found[row] = read_free_answer(text, header, answers)
+    return found
+
+
+def read_free_answer(text: str, header: str, answers: AnswerList) -> FreeAnswer:
+    """What a text lists: which answers of the plan, and whether by their own names.
+
+    It abstains where it names no answer of the plan and either lists nothing or says that it does not know.
+    """
+    lines = answer_lines(text, header, answers)
+    named = [answer for _, answer in lines]
+    return FreeAnswer(
+        valid=tuple(answer is not None for answer in named),
+        ids=tuple(None if answer is None else answer.id for answer in named),
+        exact=tuple(answer is not None and names_exactly(line, answer) for line, answer in lines),
+        abstained=not any(named) and (not lines or any(says_unknown(line) for line, _ in lines)),
+    )
 
 
 def count_cases(
@@ -150,11 +207,22 @@ def count_cases(
     truths: Sequence[str],
     answers: AnswerList,
     *,
-    valid: Sequence[Sequence[bool]] | None = None,
+    free: Sequence[FreeAnswer] | None = None,
     teacher_tops: Sequence[Sequence[str]] | None = None,
     teacher_bottoms: Sequence[Sequence[str]] | None = None,
-) -> MetricCounts:
-    """The pooled counts of many cases; ``valid`` may cover the first of them only."""
+) -> EvaluationCounts:
+    """The pooled counts of many cases, read at the temperature they have.
+
+    Args:
+        ranked: All at one temperature.
+        truths: Id of the right answer of each.
+        answers: The plan's.
+        free: Of the first cases, those that were also decoded freely.
+        teacher_tops: Of each case, ids of the teacher's first answers; ``teacher_bottoms`` of its last.
+    """
+    temperatures = {case.temperature for case in ranked} or {1.0}
+    if len(temperatures) > 1:
+        raise ValueError(f"Expected cases at one temperature, got {sorted(temperatures)}")
     total = MetricCounts()
     for row, (case, truth) in enumerate(zip(ranked, truths, strict=True)):
         total += count_case(
@@ -162,6 +230,13 @@ def count_cases(
             truth,
             teacher_top=None if teacher_tops is None else teacher_tops[row],
             teacher_bottom=None if teacher_bottoms is None else teacher_bottoms[row],
-            free_answers_valid=None if valid is None or row >= len(valid) else valid[row],
+            free=None if free is None or row >= len(free) else free[row],
         )
-    return total
+    # A site may know a label that is no answer of the plan: no place, as for an answer the beam lost.
+    index = {answer.id: i for i, answer in enumerate(answers.answers)}
+    return EvaluationCounts.from_cases(
+        total,
+        [np.array(case.scores) for case in ranked],
+        [case.place_of(index.get(truth, -1)) for case, truth in zip(ranked, truths, strict=True)],
+        temperatures.pop(),
+    )

@@ -40,7 +40,7 @@ def plain_loss(
     """The log loss case by case."""
     total = 0.0
     for own, right in zip(scores, correct, strict=True):
-        first = 1 / sum(math.exp((score - own[0]) / temperature) for score in own)
+        first = 1 / sum(math.exp(float(score - own[0]) / temperature) for score in own)
         total -= math.log(max(LEAST_CONFIDENCE, first if right else 1 - first))
     return total
 
@@ -52,8 +52,8 @@ def plain_class_ece(confidence: NDArray[np.float64], truths: NDArray[np.int64]) 
         own, is_truth = confidence[:, number], truths == number
         for low in range(BINS):
             inside = np.minimum(np.floor(own * BINS), BINS - 1) == low
-            total += abs(is_truth[inside].sum() - own[inside].sum())
-    return total / len(truths) / confidence.shape[1]
+            total += abs(float(is_truth[inside].sum() - own[inside].sum()))
+    return total / confidence.size
 
 
 @pytest.mark.parametrize("sites", [1, 2, 5])
@@ -105,7 +105,7 @@ def test_class_wise_ece_is_that_of_the_plain_formula_and_adds_up() -> None:
 
     def of(rows: range) -> ClassBins:
         return ClassBins.from_cases(
-            [list(kept[i]) for i in rows], [confidence[i][kept[i]] for i in rows], truths[rows], CLASSES
+            [list(kept[i]) for i in rows], [confidence[i][kept[i]] for i in rows], list(truths[rows]), CLASSES
         )
 
     total = of(range(120)) + of(range(120, 300))

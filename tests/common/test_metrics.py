@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.fixedpoint import add_words
-from common.metrics import WORD_COUNT, MetricCounts, bootstrap_interval, count_case
+from common.metrics import WORD_COUNT, FreeAnswer, MetricCounts, bootstrap_interval, count_case
 
 ANSWERS = [f"OMIM:{number}" for number in range(1, 13)]
 
@@ -13,6 +13,9 @@ ANSWERS = [f"OMIM:{number}" for number in range(1, 13)]
 def counts(draw: st.DrawFn) -> MetricCounts:
     top1, top5, top10, n = sorted(draw(st.lists(st.integers(0, 1000), min_size=4, max_size=4)))
     pairs = [sorted(draw(st.tuples(st.integers(0, 1000), st.integers(0, 1000)))) for _ in range(3)]
+    free_cases = draw(st.integers(0, min(n, pairs[0][1])))
+    abstained = draw(st.integers(0, min(free_cases, pairs[0][0])))
+    exact1, free1, free10 = sorted(draw(st.integers(0, free_cases - abstained)) for _ in range(3))
     return MetricCounts(
         n=n,
         top1=top1,
@@ -20,6 +23,12 @@ def counts(draw: st.DrawFn) -> MetricCounts:
         top10=top10,
         invalid=pairs[0][0],
         free=pairs[0][1],
+        free_cases=free_cases,
+        free_top1=free1,
+        free_top10=free10,
+        free_top1_exact=exact1,
+        free_top10_exact=draw(st.integers(exact1, free10)),
+        abstained=abstained,
         coverage_hits=pairs[1][0],
         coverage_total=pairs[1][1],
         avoidance_hits=pairs[2][0],
@@ -75,14 +84,69 @@ def test_k_of_nothing_is_refused() -> None:
         count_case(["a"], "a", teacher_top=[])
 
 
+def free(*named: str | None, exact: bool = True, abstained: bool = False) -> FreeAnswer:
+    return FreeAnswer(
+        valid=tuple(name is not None for name in named),
+        ids=named,
+        exact=tuple(name is not None and exact for name in named),
+        abstained=abstained,
+    )
+
+
 @pytest.mark.parametrize(
-    ("flags", "expected"), [(None, (0, 0)), ([True, False, True], (1, 3)), ([], (1, 1)), ([True], (0, 1))]
+    ("text", "expected"),
+    [(None, (0, 0)), (free("a", None, "b"), (1, 3)), (free(), (1, 1)), (free("a"), (0, 1))],
 )
 def test_invalid_answers_are_counted_and_an_empty_text_is_one(
-    flags: list[bool] | None, expected: tuple[int, int]
+    text: FreeAnswer | None, expected: tuple[int, int]
 ) -> None:
-    case = count_case(ANSWERS, ANSWERS[0], free_answers_valid=flags)
+    case = count_case(ANSWERS, ANSWERS[0], free=text)
     assert (case.invalid, case.free) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        # free_top1, free_top10, exact ones, abstained
+        (free("t", "a"), (1, 1, 1, 1, 0)),
+        (free("t", "a", exact=False), (1, 1, 0, 0, 0)),
+        (free(None, "a", "t"), (0, 1, 0, 1, 0)),
+        (free(*"abcdefghij", "t"), (0, 0, 0, 0, 0)),
+        (free(None), (0, 0, 0, 0, 0)),
+        (free(), (0, 0, 0, 0, 1)),
+        (free(None, abstained=True), (0, 0, 0, 0, 1)),
+    ],
+)
+def test_free_texts_are_counted_by_cases_with_any_name_and_with_the_own_name(
+    text: FreeAnswer, expected: tuple[int, ...]
+) -> None:
+    case = count_case(["a"], "t", free=text)
+    got = (case.free_top1, case.free_top10, case.free_top1_exact, case.free_top10_exact, case.abstained)
+    assert got == expected
+    assert case.free_cases == 1
+    assert case.rate("free_top10") == float(expected[1])
+
+
+def test_free_answers_that_contradict_themselves_are_refused() -> None:
+    with pytest.raises(ValueError, match="as many"):
+        FreeAnswer(valid=(True,))
+    with pytest.raises(ValueError, match="an id of valid answers"):
+        FreeAnswer(valid=(True,), ids=(None,), exact=(False,))
+    with pytest.raises(ValueError, match="an id of valid answers"):
+        FreeAnswer(valid=(False,), ids=(None,), exact=(True,))
+    with pytest.raises(ValueError, match="no valid answer"):
+        free("a", abstained=True)
+
+
+def test_car_is_the_weighted_harmonic_mean_of_coverage_and_avoidance() -> None:
+    counts = MetricCounts(coverage_hits=6, coverage_total=10, avoidance_hits=9, avoidance_total=10)
+    assert counts.rate("car") == counts.car() == pytest.approx(2 / (1 / 0.6 + 1 / 0.9))
+    # notes of the published code: (1 + w) C A / (w C + A)
+    assert counts.car(0.5) == pytest.approx(1.5 * 0.54 / (0.3 + 0.9))
+    assert counts.car(0.0) == pytest.approx(0.6)
+    assert counts.car(1e9) == pytest.approx(0.9)
+    assert MetricCounts(coverage_total=10, avoidance_total=10).car() == 0.0
+    assert MetricCounts(coverage_total=10).car() is None
 
 
 def test_a_rate_of_nothing_is_none_and_not_zero() -> None:
@@ -95,8 +159,14 @@ def test_a_rate_of_nothing_is_none_and_not_zero() -> None:
         "top5": 1.0,
         "top10": 1.0,
         "invalid_rate": None,
+        "free_top1": None,
+        "free_top10": None,
+        "free_top1_exact": None,
+        "free_top10_exact": None,
+        "abstained": None,
         "coverage": None,
         "avoidance": None,
+        "car": None,
     }
     with pytest.raises(ValueError, match="top1"):
         case.rate("top2")
@@ -114,6 +184,33 @@ def test_a_rate_of_nothing_is_none_and_not_zero() -> None:
 )
 def test_counts_of_no_set_of_cases_are_refused(values: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="Expected 0 <="):
+        MetricCounts(**values)
+
+
+FREE = {"n": 9, "free": 9, "free_cases": 9}
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (FREE | {"free_top1": 2, "free_top10": 1}, "free_top1 <= free_top10"),
+        (
+            FREE | {"free_top1_exact": 1, "free_top10": 1, "free_top10_exact": 1},
+            "free_top1_exact <= free_top1",
+        ),
+        (FREE | {"free_top10_exact": 1}, "free_top10_exact <= free_top10"),
+        (
+            FREE | {"free_top1": 1, "free_top1_exact": 1, "free_top10": 1},
+            "free_top1_exact <= free_top10_exact",
+        ),
+        ({"n": 1, "free": 2, "free_cases": 2}, "free_cases <= n"),
+        ({"n": 2, "free": 1, "free_cases": 2}, "free_cases <= free"),
+        (FREE | {"abstained": 1}, "abstained <= invalid"),
+        (FREE | {"free_top10": 9, "abstained": 1, "invalid": 1}, r"free_top10 \+ abstained <= free_cases"),
+    ],
+)
+def test_counts_of_free_texts_are_nested(values: dict[str, int], expected: str) -> None:
+    with pytest.raises(ValueError, match=f"Expected {expected}"):
         MetricCounts(**values)
 
 
