@@ -189,6 +189,14 @@ def load_student(folder: Path, base_model: str | None = None) -> LoadedStudent:
     return LoadedStudent(student, answers, card)
 
 
+def load_answers(folder: Path, track: str) -> AnswerList:
+    """The answers of a student's folder, without the student; errors as ``load_student``."""
+    card = _read_card(folder / STUDENT_FILE)
+    if card.track != track:
+        raise BadFileError(folder, f"expected a student of track {track}, got one of {card.track}")
+    return _read_answers(folder / ANSWERS_FILE)
+
+
 def _read_card(path: Path) -> StudentCard:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
