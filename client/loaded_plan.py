@@ -27,13 +27,14 @@ from client.patients.records import PatientRecord
 from client.patients.splits import split_by_arrival
 from client.patients.withdrawals import read_withdrawn
 from client.settings import Device, ModelSettings, SiteSettings
-from client.site_patients import Excluded, SitePatients, Views
+from client.site_patients import Excluded, SitePatients, Views, set_aside
 from client.student.model import Student, adapter_spec, digest_base, load_base, make_student
 from client.teacher.eyes import ImageEncoder, NoteEncoder, load_image_encoder, load_note_encoder
 from client.teacher.fit import TeacherRecipe
 from client.teacher.sight import Encoders, Memory
 from client.worker import SiteWorker
 from common.errors import BadFileError, DeviceError, DigestMismatchError, SettingsError
+from common.ids import SiteId
 from common.pki import PublicIdentity
 from common.plan import RunPlan, TrackPlan
 from common.plan_package import PlanPackage
@@ -181,11 +182,15 @@ def open_ledger(path: Path, settings: SiteSettings) -> Ledger:
 
 
 def read_site(settings: SiteSettings, package: PlanPackage, *, key: bytes) -> SitePatients:
-    """The site's patients with an answer for a track of the plan, in train and test by the plan's seed.
+    """The site's patients with an answer for a track of the plan, in their parts by the plan's seed.
+
+    Of those who are not tested and have an answer for a track that is calibrated, the plan's share is set
+    aside.
 
     Who withdrew is among them: he is left out of each task, and nobody else moves for his sake.
 
-    Guarantee: nobody moves from one side to the other when another batch is imported.
+    Guarantee: nobody moves from one part to another when another batch is imported, nor between test and the
+    rest with whatever the plan sets aside.
 
     Raises:
         BadFileError: The folder, or the table of facial terms, cannot be read.
@@ -203,7 +208,19 @@ def read_site(settings: SiteSettings, package: PlanPackage, *, key: bytes) -> Si
         [record for record in records if tracks & record.label.keys()] for records in _arrivals(source)
     ]
     parts = split_by_arrival(arrivals, shares, plan.seed)
-    return SitePatients(train=parts["train"], test=parts["test"], views=views_of(settings))
+    train, calibration = _calibrated(parts["train"], plan, settings.site)
+    return SitePatients(train=train, test=parts["test"], calibration=calibration, views=views_of(settings))
+
+
+def _calibrated(
+    records: Sequence[PatientRecord], plan: RunPlan, site: SiteId
+) -> tuple[tuple[PatientRecord, ...], tuple[PatientRecord, ...]]:
+    """Who stays, and who is set aside: the same share for all tracks that the plan calibrates."""
+    planned = {t.track: t.calibration.share for t in plan.tracks_of(site) if t.calibration is not None}
+    concerned = [record for record in records if planned.keys() & record.label.keys()]
+    _, aside = set_aside(concerned, max(planned.values(), default=0.0), plan.seed)
+    chosen = {record.patient_id for record in aside}
+    return tuple(record for record in records if record.patient_id not in chosen), aside
 
 
 def _arrivals(source: Source) -> Iterable[Sequence[PatientRecord]]:

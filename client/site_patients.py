@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 
 from client.patients.notes import Facial, ModelView, model_view
 from client.patients.readings import write_readings
@@ -65,18 +66,26 @@ class SitePatients:
 
     Attributes:
         train: Whose pairs the students learn from.
-        test: Whom the site's counts are taken of; none of them is in ``train``.
+        test: Whom the site's counts are taken of.
         views: How they reach models.
+        calibration: Whom finished students are calibrated on; neither teacher nor pairs know them.
+
+    Guarantee: nobody is in two parts.
     """
 
     train: tuple[PatientRecord, ...]
     test: tuple[PatientRecord, ...]
     views: Views
+    calibration: tuple[PatientRecord, ...] = ()
 
     def __post_init__(self) -> None:
-        both = {r.patient_id for r in self.train} & {r.patient_id for r in self.test}
-        if both:
-            raise ValueError(f"Expected no patient in train and test, got {len(both)}")
+        parts = {
+            name: {r.patient_id for r in getattr(self, name)} for name in ("train", "test", "calibration")
+        }
+        for one, other in combinations(parts, 2):
+            both = parts[one] & parts[other]
+            if both:
+                raise ValueError(f"Expected no patient in {one} and {other}, got {len(both)}")
 
 
 def site_prompts(
@@ -102,6 +111,27 @@ def site_readings(
         for patient_id, own in notes.items()
         if own
     }
+
+
+def set_aside(
+    records: Sequence[PatientRecord], share: float, seed: int
+) -> tuple[tuple[PatientRecord, ...], tuple[PatientRecord, ...]]:
+    """The records that stay, and about this share of them for calibration, both in their order.
+
+    Guarantee: a patient's part depends on that patient's pseudonym and the seed alone, so that nobody moves
+    for the sake of another.
+    """
+    bar = share * 2**64
+    chosen = [_lot(seed, record.patient_id) < bar for record in records]
+    parts = [
+        tuple(r for r, aside in zip(records, chosen, strict=True) if aside is part) for part in (False, True)
+    ]
+    return parts[0], parts[1]
+
+
+def _lot(seed: int, patient_id: str) -> int:
+    digest = hashlib.sha256(f"{seed} set aside\n{patient_id}".encode()).digest()
+    return int.from_bytes(digest[:8], "big")
 
 
 def site_seed(seed: int, site_id: SiteId, purpose: str) -> int:
