@@ -37,8 +37,8 @@ def pooled_rates(counts: EvaluationCounts, rng: np.random.Generator) -> dict[str
 
     Number of cases, rates, log loss, Brier score, ECE and beside it the ECE that a perfectly calibrated
     student would show with so few cases, and under ``interval`` the 95 % bootstrap interval of each accuracy.
-    The pooled ECE is never above the mean of the sites' own, and may hide that one is too sure and another
-    not sure enough: a sum cannot tell.
+    The pooled ECE is never above the mean of the sites' own by their cases, and may hide that one student is
+    too sure at one site and not sure enough at another: a sum cannot tell.
 
     A figure of which nothing was counted is None, and so is the interval of no cases.
     """

@@ -6,7 +6,7 @@ from common.errors import BadMessageError
 from common.evaluation_counts import EvaluationCounts
 from common.fixedpoint import add_words
 from common.metrics import MetricCounts
-from server.evaluation import pooled_counts, pooled_rates
+from server.evaluation import pooled_counts, pooled_figures, pooled_rates
 
 
 def counted(metrics: MetricCounts, gap: float) -> EvaluationCounts:
@@ -52,6 +52,12 @@ def test_calibration_is_that_of_the_pooled_cases_with_its_noise_floor_beside_it(
         / 40,
         abs=1e-3,
     )
+
+
+def test_figures_for_one_line_are_the_same_at_every_call_and_have_no_interval() -> None:
+    figures = pooled_figures(SITE_A)
+    assert figures == pooled_figures(SITE_A)
+    assert set(pooled_rates(SITE_A, np.random.default_rng(1))) - set(figures) == {"interval"}
 
 
 def test_no_cases_have_no_rate_and_no_interval() -> None:

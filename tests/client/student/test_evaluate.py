@@ -90,9 +90,19 @@ def test_free_answers_are_known_by_any_name_and_exact_by_their_own() -> None:
 
 @pytest.mark.parametrize(
     "line",
-    ["Unknown", "1. unknown.", "The diagnosis is unclear", "1. None", "Cannot be determined", "n/a", "Not determined",
-     "I do not know", "1. Unknown disease (too few findings)", "Unable to determine the disease"],
-)  # fmt: skip
+    [
+        "Unknown",
+        "1. unknown.",
+        "The diagnosis is unclear",
+        "1. None",
+        "Cannot be determined",
+        "n/a",
+        "Not determined",
+        "I do not know",
+        "1. Unknown disease (too few findings)",
+        "Unable to determine the disease",
+    ],
+)
 def test_who_says_that_he_does_not_know_abstains(line: str) -> None:
     assert read(line).abstained
     assert read(line).valid == (False,)
