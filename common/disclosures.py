@@ -71,8 +71,8 @@ SENT: Mapping[str, Disclosure] = MappingProxyType(
         ),
         "MaskedInput.words (evaluation)": Disclosure(
             protection="not covered",
-            note="exact counts of right answers, and exact sums of confidences and of their losses, among the "
-            "test patients of all sites",
+            note="exact counts of right answers, and exact sums of confidences and of their losses, among "
+            "the test patients of all sites",
         ),
         "MaskedInput.words (calibration)": Disclosure(
             protection="not covered",
