@@ -98,6 +98,8 @@ class SiteTeaching:
         self.patients, self.budget = patients, budget
         self._site, self._plan, self._tracks = site_id, plan, plan.tracks_of(site_id)
         self._answers = {track.track: answers[track.track] for track in self._tracks}
+        # Of the others a student that was trained before is calibrated, and nobody teaches it.
+        self._taught = tuple(track for track in self._tracks if track.training.rounds)
         self._memory, self._store, self._master_key, self._recipe = memory, store, master_key, recipe
         self._excluded = excluded
         self._lessons: dict[str, Lessons] = {}
@@ -121,6 +123,8 @@ class SiteTeaching:
     def prepare(self, track: str) -> Lessons:
         """Train the teachers, rank, make and store the pairs of all tracks; once.
 
+        Nothing is taught, and nobody is looked at, for a track without rounds of training.
+
         A plan's DP teachers are trained once, since each training costs patients as much again: a site
         that was restarted goes on with the pairs that it stored.
 
@@ -131,6 +135,8 @@ class SiteTeaching:
             BudgetSpentError: The teachers are paid for and their pairs are lost, or the site's cap is met.
             NoPairsError: No patient gives a pair for this track.
         """
+        if all(taught.track != track for taught in self._taught):
+            return Lessons(rankings=(), pairs=(), counts=PairCounts(), left_out=0)
         if track not in self._lessons:
             self._lessons = self._stored_lessons()
         if track not in self._lessons:
@@ -149,7 +155,7 @@ class SiteTeaching:
         self._finish_moving()
         # Who has withdrawn since is left out, as he would be by making them anew.
         kept = {record.patient_id for record in eligible(self.patients.train, self._plan.purpose).kept}
-        found = {track.track: self._read(track) for track in self._tracks}
+        found = {track.track: self._read(track) for track in self._taught}
         return {track: _read_back(pairs, kept) for track, pairs in found.items() if pairs is not None}
 
     def _read(self, track: TrackPlan) -> tuple[PreferencePair, ...] | None:
@@ -171,11 +177,12 @@ class SiteTeaching:
         for reason, number in allowed.counts.items():
             if number:
                 logger.info("%s: %d patients left out: %s", self._site, number, reason.value)
-        kept = [record for record in allowed.kept if self._answers.keys() & record.label.keys()]
-        rankings = self._rank(kept) if kept else {track: [] for track in self._answers}
+        answers = {track.track: self._answers[track.track] for track in self._taught}
+        kept = [record for record in allowed.kept if answers.keys() & record.label.keys()]
+        rankings = self._rank(kept, answers) if kept else {track: [] for track in answers}
         lessons = {
             track.track: self._pairs(kept, rankings[track.track], track, left_out=left_out)
-            for track in self._tracks
+            for track in self._taught
         }
         self._save(lessons)
         return lessons
@@ -195,7 +202,7 @@ class SiteTeaching:
 
     def _finish_moving(self) -> None:
         """Move pairs to their places, if those of all tracks were written."""
-        names = [track.track for track in self._tracks]
+        names = [track.track for track in self._taught]
         unmoved = [name for name in names if self._unmoved_file(name).exists()]
         if not unmoved or not all(name in unmoved or self.pairs_file(name).exists() for name in names):
             return
@@ -203,20 +210,22 @@ class SiteTeaching:
             self._unmoved_file(name).replace(self.pairs_file(name))
         sync_folder(self._store)
 
-    def _rank(self, kept: Sequence[PatientRecord]) -> Mapping[str, list[Ranking]]:
+    def _rank(
+        self, kept: Sequence[PatientRecord], answers: Mapping[str, AnswerList]
+    ) -> Mapping[str, list[Ranking]]:
         """Every patient by a teacher that did not train on him, by track."""
         views = {record.patient_id: self.patients.views.view(record) for record in kept}
         return cross_fit(
             kept,
             self._memory.look(views),
-            answers=self._answers,
+            answers=answers,
             plan=self._plan.teacher,
             seed=site_seed(self._plan.seed, self._site, "teacher"),
             # Public: what the answers are called helps a teacher that may not look at how notes spread.
             names={
                 track: names
-                for track, answers in self._answers.items()
-                if (names := names_for(answers, self._memory, self._plan.teacher.privacy)) is not None
+                for track, own in answers.items()
+                if (names := names_for(own, self._memory, self._plan.teacher.privacy)) is not None
             },
             recipe=self._recipe,
         )

@@ -6,25 +6,37 @@ teacher taught comes from ``client.lessons``, which the workers of all its track
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from client.contribution import site_weight, train_words
 from client.lessons import Lessons, NoPairsError, SiteTeaching
-from client.patients.records import eligible
+from client.patients.records import PatientRecord, eligible
 from client.private_words import private_words
 from client.site_patients import Excluded, nobody, site_prompts, site_readings, site_seed
 from client.student.branches import PatientPairs
+from client.student.calibrate import as_confident, calibrate_fit, encode_cases, imitation, most_kept
+from client.student.decode import build_trie
 from client.student.dpo import with_reference
-from client.student.evaluate import count_cases, rank_cases
+from client.student.evaluate import SPARE_BEAMS, RankedCase, count_cases, rank_cases
 from client.student.fit import LocalUpdate, encode_pairs, local_fit
 from client.student.model import Student
+from client.student.prompts import StudentPrompt
+from common.calibration_plan import CalibrationPlan
+from common.errors import FederationError
 from common.fixedpoint import Words
 from common.ids import SiteId
+from common.message_fields import Part
 from common.messages import EvaluateTask, SumTask, TrainTask
-from common.plan import RunPlan
+from common.plan import RunPlan, TrackPlan
 from common.train_words import train_fixed_point
 
-TOP = 10
+
+class NobodySetAsideError(FederationError):
+    """A site has nobody to calibrate a track's student on."""
+
+    def __init__(self, site_id: SiteId, track: str) -> None:
+        super().__init__(f"{site_id}: no patient of track {track} is set aside for calibration")
 
 
 class SiteWorker:
@@ -57,13 +69,14 @@ class SiteWorker:
             track: Which of its tracks.
             teaching: The site's, for the same plan.
             student: Of the track; its adapter values are overwritten by every task.
-            excluded: Who takes no part any more, asked for each task; they are left out of training and
-                test.
+            excluded: Who takes no part any more, asked for each task; they are left out of training,
+                calibration and test.
         """
         self.teaching = teaching
         self._site, self._plan, self._track = site_id, plan, plan.track(track)
         self._student, self._excluded = student, excluded
         self._encoded: tuple[PatientPairs, ...] | None = None
+        self._encoded_aside: tuple[PatientPairs, ...] | None = None
 
     def words(self, task: SumTask) -> Words:
         """The site's vector for a task of its track, in the clear: ``client.session`` masks it."""
@@ -74,7 +87,10 @@ class SiteWorker:
 
         Raises:
             BudgetSpentError, NoPairsError: As of ``SiteTeaching.prepare``.
+            NobodySetAsideError: All that is to be done is calibration, and there is nobody for it.
         """
+        if not self._track.training.rounds:
+            self._set_aside()
         return self.teaching.prepare(self._track.track)
 
     def encoded(self) -> tuple[PatientPairs, ...]:
@@ -107,9 +123,42 @@ class SiteWorker:
         )
         return with_reference(self._student, entries) if track.training.loss == "dpo" else entries
 
+    def _set_aside(self) -> tuple[PatientPairs, ...]:
+        """The entries of those set aside for calibration, as far as they take part now.
+
+        Raises:
+            NobodySetAsideError: As ``_taking_part`` does with its error.
+        """
+        if self._encoded_aside is None:
+            self._encoded_aside = tuple(self._encode_aside())
+        excluded = self._excluded()
+        left = tuple(entry for entry in self._encoded_aside if entry.patient_id not in excluded)
+        if not left and self._plan.privacy.mode in ("none", "site"):
+            raise NobodySetAsideError(self._site, self._track.track)
+        return left
+
+    def _encode_aside(self) -> Sequence[PatientPairs]:
+        track = self._track
+        ids = self.teaching.answers(track.track).ids
+        place = {answer_id: index for index, answer_id in enumerate(ids)}
+        cases = self._cases(self._records("calibration"))
+        return encode_cases(
+            self._student,
+            [(patient_id, prompt, place[truth]) for patient_id, prompt, truth in cases if truth in place],
+            self._answer_tokens(),
+            max_prompt_tokens=track.training.max_prompt_tokens,
+        )
+
+    def _answer_tokens(self) -> list[tuple[int, ...]]:
+        track = self._track
+        answers, lists = self.teaching.answers(track.track), track.preferences.chosen_length > 1
+        return self._student.answer_tokens(track.definition.header, answers, lists=lists)
+
     def _train(self, task: TrainTask) -> Words:
-        training, encoded = self._track.training, self._taking_part()
-        block = task.adapter.spec.active_block(task.round_id)
+        calibration, training = self._track.calibration, self._track.training
+        if calibration is not None and task.round_id > training.rounds:
+            return self._calibrate(task, calibration)
+        encoded, block = self._taking_part(), task.adapter.spec.active_block(task.round_id)
 
         def fit() -> LocalUpdate:
             return local_fit(
@@ -122,6 +171,40 @@ class SiteWorker:
                 seed=site_seed(self._plan.seed, self._site, "order"),
             )
 
+        return self._update_words(task, encoded, self._track, fit)
+
+    def _calibrate(self, task: TrainTask, calibration: CalibrationPlan) -> Words:
+        track = self._track
+        if task.round_id > track.all_rounds:
+            raise ValueError(f"Expected a round up to {track.all_rounds} of the plan, got {task.round_id}")
+        encoded, block = self._set_aside(), task.adapter.spec.active_block(task.round_id)
+
+        def fit() -> LocalUpdate:
+            return calibrate_fit(
+                self._student,
+                task.adapter,
+                block,
+                encoded,
+                track.training,
+                calibration,
+                answers=self._answer_tokens(),
+                round_id=task.round_id,
+                seed=site_seed(self._plan.seed, self._site, "calibration order"),
+                bin_accuracy=task.bin_accuracy,
+            )
+
+        # Where the plan adds noise it lets no other method train than cft, which this is.
+        return self._update_words(task, encoded, replace(track, training=imitation(track.training)), fit)
+
+    def _update_words(
+        self,
+        task: TrainTask,
+        encoded: Sequence[PatientPairs],
+        track: TrackPlan,
+        fit: Callable[[], LocalUpdate],
+    ) -> Words:
+        """The words of an update: with the plan's noise on a step of ``track``, or of what ``fit`` gives."""
+        block = task.adapter.spec.active_block(task.round_id)
         if self._plan.privacy.mode != "none":
             return private_words(
                 self._student,
@@ -129,34 +212,55 @@ class SiteWorker:
                 block,
                 encoded,
                 self._plan,
-                self._track,
+                track,
                 members=len(task.members),
                 fit=fit,
             )
         update = fit()
         patients = len({entry.patient_id for entry in encoded})
-        weight = site_weight(patients, self._plan.aggregation, training.weighting)
+        weight = site_weight(patients, self._plan.aggregation, track.training.weighting)
         fixed_point = train_fixed_point(self._plan)
         return train_words(task.adapter, update, block, weight=weight, fixed_point=fixed_point).join()
 
-    def _evaluate(self, task: EvaluateTask) -> Words:
-        track, definition = self._track, self._track.definition
-        self._student.load(task.adapter)
-        answers, patients = self.teaching.answers(track.track), self.teaching.patients
-        excluded = self._excluded()
-        allowed = [r for r in eligible(patients.test, self._plan.purpose).kept if track.track in r.label]
-        kept = [record for record in allowed if record.patient_id not in excluded]
-        read = site_prompts(kept, patients.views, definition)
-        cases = [
-            (prompt, record.label[track.track])
-            for record in kept
+    def _records(self, part: Part) -> list[PatientRecord]:
+        """Who of a part may take part in this track, whoever is excluded now among them."""
+        patients = self.teaching.patients
+        records = patients.test if part == "test" else patients.calibration
+        return [r for r in eligible(records, self._plan.purpose).kept if self._track.track in r.label]
+
+    def _cases(self, records: Sequence[PatientRecord]) -> list[tuple[str, StudentPrompt, str]]:
+        """Patient id, prompt and the truth's id, one for each prompt."""
+        read = site_prompts(records, self.teaching.patients.views, self._track.definition)
+        return [
+            (record.patient_id, prompt, record.label[self._track.track])
+            for record in records
             for prompt in read.get(record.patient_id, ())
         ]
+
+    def _evaluate(self, task: EvaluateTask) -> Words:
+        self._student.load(task.adapter)
+        excluded = self._excluded()
+        records = [record for record in self._records(task.part) if record.patient_id not in excluded]
+        cases = self._cases(records)
+        ranked = self._ranked([prompt for _, prompt, _ in cases], task.part)
+        tempered = [case.tempered(task.temperature) for case in ranked]
+        answers = self.teaching.answers(self._track.track)
+        return count_cases(tempered, [truth for _, _, truth in cases], answers).to_words()
+
+    def _ranked(self, prompts: Sequence[StudentPrompt], part: Part) -> list[RankedCase]:
+        """The student's answers with the confidences that the plan means."""
+        track, calibration = self._track, self._track.calibration
+        # What rcft pulls is the confidence among its candidates: its bins have to be of the same.
+        pulled = calibration is not None and calibration.method == "rcft" and part == "calibration"
+        first = calibration.candidates if calibration is not None and pulled else None
         ranked = rank_cases(
             self._student,
-            [prompt for prompt, _ in cases],
-            self._student.answer_trie(definition.header, answers, lists=track.preferences.chosen_length > 1),
-            top=TOP,
+            prompts,
+            build_trie(self._answer_tokens()),
+            top=most_kept(first or 0) - SPARE_BEAMS,
             max_prompt_tokens=track.training.max_prompt_tokens,
         )
-        return count_cases(ranked, [truth for _, truth in cases], answers).to_words()
+        if calibration is None:
+            return ranked
+        lengths = [len(tokens) for tokens in self._answer_tokens()]
+        return [as_confident(case, calibration.score, lengths, first=first) for case in ranked]

@@ -182,11 +182,12 @@ def _branch_mask(segment: Tensor, dtype: torch.dtype) -> Tensor:
     return mask.masked_fill_(~visible, torch.finfo(dtype).min)[:, None]
 
 
-def token_log_probs(model: nn.Module, batch: BranchBatch) -> tuple[Tensor, Tensor]:
+def token_log_probs(model: nn.Module, batch: BranchBatch, *, smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
     """Log-probabilities of the tokens of every branch and of every prompt, fp32.
 
     Returns (branches, longest), 0 where a branch has ended, and (patients, prompt columns - 1), 0 where
-    padded; the latter has no column unless the batch was packed ``whole``.
+    padded; the latter has no column unless the batch was packed ``whole``. With ``smoothing`` a branch's
+    token has this share of the mean log-probability of all tokens in place of its own.
 
     Guarantee: equal to running each prompt with each answer alone.
     """
@@ -194,7 +195,9 @@ def token_log_probs(model: nn.Module, batch: BranchBatch) -> tuple[Tensor, Tenso
     rows = torch.arange(len(batch.input_ids), device=batch.input_ids.device)[:, None]
     columns = torch.arange(batch.prompt_labels.shape[1], device=batch.input_ids.device)[None]
     return (
-        _label_log_probs(of_states, batch.row[:, None].expand_as(batch.labels), batch.at, batch.labels),
+        _label_log_probs(
+            of_states, batch.row[:, None].expand_as(batch.labels), batch.at, batch.labels, smoothing
+        ),
         _label_log_probs(
             of_states,
             rows.expand_as(batch.prompt_labels),
@@ -232,7 +235,11 @@ def _product(causal: Any, hidden: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
 
 
 def _label_log_probs(
-    logits_at: Callable[[Tensor, Tensor], Tensor], rows: Tensor, columns: Tensor, labels: Tensor
+    logits_at: Callable[[Tensor, Tensor], Tensor],
+    rows: Tensor,
+    columns: Tensor,
+    labels: Tensor,
+    smoothing: float = 0.0,
 ) -> Tensor:
     """Log-probability of each label, 0 where it is ignored."""
     real = labels != IGNORED
@@ -240,7 +247,7 @@ def _label_log_probs(
     if not bool(real.any()):
         return log_probs
     logits = logits_at(rows[real], columns[real]).float()
-    losses = nn.functional.cross_entropy(logits, labels[real], reduction="none")
+    losses = nn.functional.cross_entropy(logits, labels[real], reduction="none", label_smoothing=smoothing)
     return log_probs.masked_scatter(real, -losses)
 
 

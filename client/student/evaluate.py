@@ -23,6 +23,8 @@ from common.evaluation_counts import EvaluationCounts
 from common.metrics import FreeAnswer, MetricCounts, count_case
 from common.tracks import AnswerList
 
+TOP = 10
+"""Answers of a case that a student's list has."""
 CASES_AT_ONCE = 32
 SPARE_BEAMS = 6
 """Partial answers a case keeps beyond the answers wanted: names that begin alike push others off the beam."""

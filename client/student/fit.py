@@ -17,7 +17,7 @@ from torch import Tensor
 
 from client.preferences.pairs import PreferencePair
 from client.student.batches import draw_batches, micro_batches
-from client.student.branches import PatientPairs
+from client.student.branches import PatientLosses, PatientPairs
 from client.student.losses import plan_losses
 from client.student.model import Student
 from client.student.prompts import StudentPrompt
@@ -144,7 +144,14 @@ def local_fit(
         first_step=(round_id - 1) * plan.local_steps,
         images=plan.entries_per_step,
     )
-    return _fit(student, factors, batches, plan, optimizer=_optimizer(factors, plan), steps=plan.local_steps)
+    return fit_steps(
+        student,
+        factors,
+        batches,
+        lambda part: plan_losses(student, part, plan),
+        optimizer=local_optimizer(factors, plan),
+        steps=plan.local_steps,
+    )
 
 
 def fit_alone(
@@ -174,7 +181,15 @@ def fit_alone(
         if on_progress is not None:
             on_progress(1)
 
-    return _fit(student, factors, batches, plan, optimizer=optimizer, steps=steps, before_step=before_step)
+    return fit_steps(
+        student,
+        factors,
+        batches,
+        lambda part: plan_losses(student, part, plan),
+        optimizer=optimizer,
+        steps=steps,
+        before_step=before_step,
+    )
 
 
 def alone_factors(student: Student, adapter: Adapter) -> list[Tensor]:
@@ -193,22 +208,24 @@ def adamw(factors: list[Tensor], learning_rate: float) -> torch.optim.Optimizer:
     return torch.optim.AdamW(factors, lr=learning_rate, betas=ADAM_BETAS, weight_decay=0.0, fused=True)
 
 
-def _optimizer(factors: list[Tensor], plan: TrainingPlan) -> torch.optim.Optimizer:
+def local_optimizer(factors: list[Tensor], plan: TrainingPlan) -> torch.optim.Optimizer:
+    """What a site takes its steps of a round with."""
     if plan.local_optimizer == "sgd":
         return torch.optim.SGD(factors, lr=plan.learning_rate)
     return adamw(factors, plan.learning_rate)
 
 
-def _fit(
+def fit_steps(
     student: Student,
     factors: list[Tensor],
     batches: Iterator[list[list[PatientPairs]]],
-    plan: TrainingPlan,
+    losses_of: Callable[[list[PatientPairs]], PatientLosses],
     *,
     optimizer: torch.optim.Optimizer,
     steps: int,
     before_step: Callable[[int], None] | None = None,
 ) -> LocalUpdate:
+    """Take the steps, each on the mean over its patients of what ``losses_of`` says of their entries."""
     losses, preferred, seen, pairs = [], [], 0, 0
     for step in range(steps):
         batch = next(batches)
@@ -219,7 +236,7 @@ def _fit(
         entries = [entry for own in batch for entry in own]
         of_entry = {own[0].patient_id: 1 / len(own) for own in batch}
         for part in micro_batches(entries, student.vision):
-            result = plan_losses(student, part, plan)
+            result = losses_of(part)
             weight = result.loss.new_tensor([of_entry[entry.patient_id] for entry in part])
             mean_part = (result.loss * weight).sum() / len(batch)
             mean_part.backward()

@@ -190,12 +190,17 @@ class Student:
             lists: Whether the student was taught lists of several names: a first name then ends with a line
                 break, and not with the end of the answer.
         """
+        return build_trie(self.answer_tokens(header, answers, lists=lists))
+
+    def answer_tokens(
+        self, header: str, answers: AnswerList, *, lists: bool = False
+    ) -> list[tuple[int, ...]]:
+        """Token ids of each of the plan's answers, as the first name under the header; as ``answer_trie``."""
         texts = [write_answers(header, [name]) for name in answers.names]
         if not lists:
-            return build_trie([self.answer_ids(text) for text in texts])
-        return build_trie(
-            [self.tokenizer(f"{text}\n", add_special_tokens=False)["input_ids"] for text in texts]
-        )
+            return [self.answer_ids(text) for text in texts]
+        lines = (self.tokenizer(f"{text}\n", add_special_tokens=False)["input_ids"] for text in texts)
+        return [tuple(ids) for ids in lines]
 
     def load(self, adapter: Adapter) -> None:
         """Put an adapter's values in place.
