@@ -4,7 +4,13 @@ import pytest
 import torch
 
 from client.retrieval.index import OntologyIndex, from_hpo
+from client.student.model import Student, adapter_spec, load_base, make_student
+from common.adapter import AdapterMode
+from common.learning_plan import AdapterPlan
 from tests.client.retrieval.tiny import write_hpo
+from tests.client.student import conftest as students
+
+answers, base_folder = students.answers, students.base_folder
 
 
 @pytest.fixture(autouse=True)
@@ -20,3 +26,10 @@ def hpo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def index(hpo: Path) -> OntologyIndex:
     return from_hpo(hpo)
+
+
+@pytest.fixture(scope="session")
+def student(base_folder: Path) -> Student:
+    base, tokenizer = load_base(str(base_folder))
+    plan = AdapterPlan(mode=AdapterMode.CORE, rank=2, alpha=4.0, targets=("q_proj",), factors_digest="0" * 64)
+    return make_student(base, tokenizer, adapter_spec(base, plan))

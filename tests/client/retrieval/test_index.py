@@ -1,12 +1,11 @@
 """Tests of the ontology index."""
 
 import gzip
-import json
 from pathlib import Path
 
 import pytest
 
-from client.retrieval.index import DiseaseFacts, Document, OntologyIndex, build_index, from_hpo
+from client.retrieval.index import DiseaseFacts, Document, OntologyIndex, build_index, from_hpo, read_lines
 from client.retrieval.retrievers import Bm25Retriever
 from common.errors import BadFileError, SettingsError, UnsupportedSchemaError
 from tests.client.retrieval.tiny import DISEASES, TERMS, write_hpo
@@ -176,9 +175,11 @@ def test_the_real_index_finds_a_disease_from_its_own_findings() -> None:
     index = from_hpo(HPO)
     assert len(index.of_kind("disease")) > 12_000
     assert len(index.of_kind("gene")) > 4_000
-    rows = (json.loads(line) for line in gzip.open(HPO / "disease_annotations.jsonl.gz", "rt"))
-    marfan = next(row for row in rows if row["disease_id"] == "OMIM:154700")
-    labels = {row["id"]: row["label"] for row in map(json.loads, gzip.open(HPO / "hp_terms.jsonl.gz", "rt"))}
+    marfan = next(
+        row for row in read_lines(HPO / "disease_annotations.jsonl.gz") if row["disease_id"] == "OMIM:154700"
+    )
+    labels = {row["id"]: row["label"] for row in read_lines(HPO / "hp_terms.jsonl.gz")}
     note = ", ".join(labels[one["id"]] for one in marfan["phenotypes"] if one.get("freq", 1) > 0.3)
-    assert Bm25Retriever(index).search(note, 1, "disease")[0].document.id == "OMIM:154700"
-    assert "FBN1" in [hit.document.id for hit in Bm25Retriever(index).search(note, 10, "gene")]
+    search = Bm25Retriever(index).search
+    assert search(note, 1, "disease")[0].document.id == "OMIM:154700"
+    assert "FBN1" in [hit.document.id for hit in search(note, 10, "gene")]

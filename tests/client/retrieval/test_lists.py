@@ -55,7 +55,9 @@ def test_another_form_is_counted_as_such_and_read_all_the_same(text: str) -> Non
 
 
 def test_reasoning_before_the_list_is_no_part_of_it() -> None:
-    text = f"1. Seizures. I shall write {HEADER} below.\n2. Disease 9 fits.\n{numbered(HEADER, ['Disease 4'])}"
+    text = (
+        f"1. Seizures. I shall write {HEADER} below.\n2. Disease 9 fits.\n{numbered(HEADER, ['Disease 4'])}"
+    )
     assert read_list(text, HEADER, DISEASES, 1).ranked == ("OMIM:4",)
     assert before_list(text, HEADER).endswith("Disease 9 fits.")
     assert before_list("no list", HEADER) == "no list"
@@ -80,7 +82,8 @@ def test_no_list_or_an_unknown_is_an_abstention(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", [f"{HEADER}\n1. Unknown\n2. Disease 2", f"{HEADER}\n1. No such disease", "It is Disease 3\nDisease 3"]
+    "text",
+    [f"{HEADER}\n1. Unknown\n2. Disease 2", f"{HEADER}\n1. No such disease", "It is Disease 3\nDisease 3"],
 )
 def test_a_wrong_or_a_partial_list_is_no_abstention(text: str) -> None:
     assert not read_list(text, HEADER, DISEASES, 10).abstained

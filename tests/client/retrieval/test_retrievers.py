@@ -60,9 +60,7 @@ def test_a_document_without_a_word_of_the_query_is_no_hit(index: OntologyIndex) 
 
 
 def test_equal_documents_come_in_the_order_of_the_index(encoder: Path) -> None:
-    twins = tuple(
-        Document(kind="disease", id=f"A:{i}", title="seizure", text="Seizure.") for i in range(6)
-    )
+    twins = tuple(Document(kind="disease", id=f"A:{i}", title="seizure", text="Seizure.") for i in range(6))
     index = OntologyIndex(documents=twins)
     for retriever in (Bm25Retriever(index), DenseRetriever(index, encoder)):
         assert ids(retriever.search("seizure", 6)) == [f"A:{i}" for i in range(6)]
