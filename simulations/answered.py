@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from client.student.predictions import Prediction, read_predictions
 from common.errors import BadFileError
+from common.ids import SiteId
 from simulations.cases import Case, Part, read_cases
 from simulations.paired import Hits
 from simulations.results import predictions_path
@@ -34,6 +35,11 @@ class Answered:
     asked: NDArray[np.bool_]
     rank: NDArray[np.int64]
     confidence: NDArray[np.float64]
+
+    def at(self, places: Sequence[int]) -> Answered:
+        """The answers to the cases at these places."""
+        rows = np.array(places, dtype=np.int64)
+        return Answered(asked=self.asked[rows], rank=self.rank[rows], confidence=self.confidence[rows])
 
     def right(self, reach: int) -> NDArray[np.bool_]:
         """(n,), whether the truth is among the first ``reach`` answers."""
@@ -86,7 +92,7 @@ def read_track(folder: Path, content: Mapping[str, Any], track: str) -> TrackRun
     for one in standings(results):
         if one.method.endswith(MEAN):
             continue  # a mean has no answers of its own
-        path = predictions_path(folder, track, one.method, one.site)
+        path = predictions_path(folder, track, one.method, None if one.site is None else SiteId(one.site))
         answered[one.method, one.site] = _answered(path, read_predictions(path), places)
     return TrackRun(seed=content["seed"], results=results, cases=cases, answered=answered)
 

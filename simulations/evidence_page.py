@@ -11,8 +11,9 @@ from typing import Any
 
 from common.tracks import TRACKS
 from simulations.before_after import bins_of
-from simulations.evidence_tables import PERCENT, grids, tested
+from simulations.evidence_tables import grids, tested
 from simulations.findings import cards, findings, lead, not_known
+from simulations.grids import PERCENT
 from simulations.pages import render_template
 from simulations.plots import draw_before_after, reliability_points
 from simulations.side_by_side import ALL_SITES, ALONE, MAIN

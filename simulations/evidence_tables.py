@@ -6,14 +6,12 @@ lacks is a dash.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from simulations.before_after import worst_site
-from simulations.standings import percent, percent_interval, points
+from simulations.grids import DECIMALS, NONE, Grid, Style, by_rival, dense, markdown_line, p_value
 
-NONE = "–"
 PART_NAMES: Mapping[str, str] = {
     "union": "test patients of all sites",
     "new": "new publications, which no site has",
@@ -24,52 +22,11 @@ _RETRIEVAL: Mapping[str, str] = {
     "compliance": "answers in the asked form",
     "abstained": "no answer",
     "tokens": "tokens a note",
+    "tokens_cut": "tokens cut a note",
     "seconds": "seconds a note",
 }
 
-
-@dataclass(frozen=True, kw_only=True)
-class Grid:
-    """One table.
-
-    Attributes:
-        title: What it is of.
-        head: Headings; the first is of the lines' names.
-        rows: Cells in words, as many as headings.
-        note: What a reader has to know to read it.
-    """
-
-    title: str
-    head: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    note: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Style:
-    """How figures are told.
-
-    Attributes:
-        rate: A rate.
-        ends: An interval of a rate.
-        points: A difference of two rates.
-    """
-
-    rate: Callable[[float], str]
-    ends: Callable[[Sequence[float]], str]
-    points: Callable[[float], str]
-
-    def gain(self, difference: float, interval: Sequence[float]) -> str:
-        """A difference with its interval."""
-        return f"{self.points(difference)} ({self.points(interval[0])} to {self.points(interval[1])})"
-
-
-DECIMALS = Style(
-    rate="{:.3f}".format, ends=lambda ends: f"{ends[0]:.3f}-{ends[1]:.3f}", points="{:+.3f}".format
-)
-"""For text files: 0.573."""
-PERCENT = Style(rate=percent, ends=percent_interval, points=points)
-"""For pages: 57.3 %, and differences in percentage points."""
+_COUNTED = frozenset({"tokens", "tokens_cut", "seconds"})
 
 
 def markdown(block: Mapping[str, Any]) -> str:
@@ -80,7 +37,12 @@ def markdown(block: Mapping[str, Any]) -> str:
         lines += [f"## {name}", "", tested(track), ""]
         for grid in grids(track, DECIMALS):
             lines += [f"**{grid.title}**", ""]
-            lines += [_line(grid.head), _line(("---",) * len(grid.head)), *map(_line, grid.rows), ""]
+            lines += [
+                markdown_line(grid.head),
+                markdown_line(("---",) * len(grid.head)),
+                *map(markdown_line, grid.rows),
+                "",
+            ]
             lines += [grid.note, ""] if grid.note else []
     return "\n".join(lines)
 
@@ -110,35 +72,13 @@ def grids(track: Mapping[str, Any], style: Style) -> list[Grid]:
         _sites(track, style),
         _retrieval(track, style),
     ]
-    return [grid for grid in map(_dense, found) if grid.rows]
+    return [grid for grid in map(dense, found) if grid.rows]
 
 
 def method_rates(line: Mapping[str, Any], part: str) -> Mapping[str, Any]:
     """The rates of a method on a test; empty where it was not judged on it."""
     found: Mapping[str, Any] = line.get(part, {})
     return found
-
-
-def by_rival(lines: Sequence[Mapping[str, Any]]) -> Iterator[dict[int, Mapping[str, Any]]]:
-    """The comparisons of each pair of methods, by reach, in their order."""
-    found: dict[tuple[str, str], dict[int, Mapping[str, Any]]] = {}
-    for line in lines:
-        found.setdefault((line["first"], line["second"]), {})[line["top"]] = line
-    yield from found.values()
-
-
-def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"
-
-
-def _dense(grid: Grid) -> Grid:
-    kept = [
-        column
-        for column in range(len(grid.head))
-        if column == 0 or any(row[column] not in (NONE, "") for row in grid.rows)
-    ]
-    rows = tuple(tuple(row[column] for column in kept) for row in grid.rows)
-    return Grid(title=grid.title, head=tuple(grid.head[i] for i in kept), rows=rows, note=grid.note)
 
 
 def _rate(line: Mapping[str, Any], part: str, name: str, style: Style) -> str:
@@ -159,11 +99,13 @@ def _accuracy(track: Mapping[str, Any], style: Style) -> Grid:
     reach = f"top{track['reach']}"
     head = (
         "method",
+        "cases",
         *(f"{new}{name}" for new in ("", "new: ") for name in ("top-1", "95 %", _top(track), "95 %")),
     )
     rows = [
         (
             line["label"],
+            f"{line['union']['n']:,}" if "union" in line else NONE,
             *(
                 cell(line, part, name, style)
                 for part in PART_NAMES
@@ -271,11 +213,6 @@ def _paired_cells(line: Mapping[str, Any], style: Style) -> tuple[str, str, str]
     return style.gain(line["difference"], line["interval"]), p_value(line["p_holm"]), line["word"]
 
 
-def p_value(p: float) -> str:
-    """A p-value as people read it."""
-    return "< 0.001" if p < 0.001 else f"{p:.3f}"
-
-
 def _ratio(line: Mapping[str, Any]) -> str:
     if line["ratio"] is None:
         return NONE
@@ -368,4 +305,4 @@ def _retrieval(track: Mapping[str, Any], style: Style) -> Grid:
 def _retrieved(name: str, value: float | None, style: Style) -> str:
     if value is None:
         return NONE
-    return f"{value:.1f}" if name in ("tokens", "seconds") else style.rate(value)
+    return f"{value:.1f}" if name in _COUNTED else style.rate(value)

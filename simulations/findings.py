@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from common.tracks import TRACKS, Modality
-from simulations.evidence_tables import by_rival, p_value
+from simulations.grids import by_rival, p_value
 from simulations.paired import Word
 from simulations.side_by_side import ALL_SITES, ALONE, MAIN
 from simulations.standings import epsilon_of, percent, points
@@ -227,7 +227,11 @@ def _new_card(main: Mapping[str, Any], noun: str) -> list[Card]:
 
 
 def _private_card(track: Mapping[str, Any]) -> list[Card]:
-    lines = [line for line in track["privacy_price"]["union"] if line["top"] == 1 and line["second"] == MAIN]
+    lines = [
+        line
+        for line in track["privacy_price"]["union"]
+        if line["top"] == 1 and not line["second"].startswith("best_")
+    ]
     if not lines:
         return []
     line = max(lines, key=lambda one: one["epsilon"])

@@ -38,7 +38,7 @@ from simulations.standings import (
     percent_interval,
     standings,
 )
-from simulations.table import REACH, cases_of, columns_of
+from simulations.table import REACH, cases_of, columns_of, figure, more_columns
 
 REPORT_FILE = "report.html"
 TEMPLATE_FILE = "report.html.j2"
@@ -127,6 +127,7 @@ def render_report(content: Mapping[str, Any], picture: RunPicture) -> str:
     filters = {
         "percent": percent,
         "percent_interval": percent_interval,
+        "figure": lambda value, rate: figure(rate, value),
         "number": "{:,}".format,
         "duration": duration,
         "size": size,
@@ -172,6 +173,7 @@ def _track(name: str, track: Mapping[str, Any], picture: TrackPicture) -> dict[s
         "tested": cases_of(track),
         "unit": track.get("unit", "patient"),
         "columns": columns_of(name),
+        "more": more_columns(standings(track)),
         "reach": REACH[modality],
         "results": track,
         "headline": headline(track),

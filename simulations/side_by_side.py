@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from statistics import fmean
 from typing import Any
 
@@ -40,6 +41,7 @@ from simulations.standings import (
     method_label,
     standings,
 )
+from simulations.sweep import NO_NOISE
 from simulations.table import REACH
 
 MAIN, ALONE = "federated_orpo", "local_orpo"
@@ -138,17 +140,25 @@ def _rivals(runs: Sequence[TrackRun], part: Part) -> Iterator[tuple[str, str, Ca
     for method in local_methods(runs):
         suffix = method_label(method, "").partition(", ")[2]
         label = f"Best site alone, {suffix}" if suffix else "Best site alone"
-        yield f"best_{method}", label, lambda reach, method=method: best_site(method, reach, part)
+        yield f"best_{method}", label, partial(_best, method, part)
     for one in _all_methods(runs):
         apart = one.method == MAIN or one.site is not None or one.method.endswith(MEAN)
         # Teachers with one eye are no rivals, and a calibrated student has a section of its own.
         if not apart and not one.method.startswith("teacher_") and calibration_of(one.method) is None:
-            yield one.method, one.label, lambda reach, method=one.method: named(method)
+            yield one.method, one.label, partial(_same, one.method)
+
+
+def _best(method: str, part: Part, reach: int) -> Chooser:
+    return best_site(method, reach, part)
+
+
+def _same(method: str, _reach: int) -> Chooser:
+    return named(method)
 
 
 def _comparisons(
     runs: Sequence[TrackRun],
-    rivals: Iterator[tuple[str, str, Callable[[int], Chooser]]],
+    rivals: Iterable[tuple[str, str, Callable[[int], Chooser]]],
     reach: int,
     part: Part,
     main: str = MAIN,
@@ -214,18 +224,14 @@ def _together(pairs: Sequence[tuple[Hits, ...]]) -> tuple[Hits, Hits]:
 
 def _private(runs: Sequence[TrackRun], reach: int, part: Part) -> list[dict[str, Any]]:
     """Each student with a promise, beside the one without and beside the best site alone without."""
-    private = [one for one in _all_methods(runs) if one.kind is Kind.FEDERATED and epsilon_of(one.method)]
+    methods = _all_methods(runs)
+    plain = NO_NOISE if NO_NOISE in {one.method for one in methods} else MAIN
+    private = [one for one in methods if one.kind is Kind.FEDERATED and epsilon_of(one.method)]
     lines = []
     for one in private:
-        rivals = iter(
-            [
-                (MAIN, "the federated student without noise", lambda top: named(MAIN)),
-                (
-                    f"best_{ALONE}",
-                    "the best site alone without noise",
-                    lambda top: best_site(ALONE, top, part),
-                ),
-            ]
+        rivals = (
+            (plain, "the federated student without noise", partial(_same, plain)),
+            (f"best_{ALONE}", "the best site alone without noise", partial(_best, ALONE, part)),
         )
         found = _comparisons(runs, rivals, reach, part, one.method)
         lines += [{**line, "epsilon": epsilon_of(one.method), "first_label": one.label} for line in found]
@@ -239,7 +245,7 @@ def _calibrations(runs: Sequence[TrackRun]) -> list[dict[str, Any]]:
         origin = calibration_of(one.method)
         if origin is None or one.site is not None or is_by_site(one.method, runs):
             continue
-        tests = {
+        tests: dict[str, dict[str, Any] | None] = {
             part: before_after(
                 runs, named(origin[0]), named(one.method), part, draws_for(one.method, part, "ece")
             )

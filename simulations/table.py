@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from rich.console import Console
@@ -27,6 +28,25 @@ REACH: Mapping[Modality, str] = {Modality.TEXT: "top10", Modality.IMAGE: "top5"}
 """How long a list is judged beside its first answer: diseases are many, tissues few."""
 
 
+MORE_COLUMNS: Mapping[str, str] = MappingProxyType(
+    {
+        "car": "CAR",
+        "free_top1_exact": "free top-1, exact name",
+        "free_top1": "free top-1, synonyms too",
+        "free_top10_exact": "free top-10, exact name",
+        "free_top10": "free top-10, synonyms too",
+        "abstained": "no answer",
+        "ece_noise_floor": "ECE by chance",
+        "class_ece": "class-wise ECE",
+        "brier": "Brier",
+        "nll": "NLL",
+    }
+)
+"""Rates that a page has room for, with their headings; a run shows those that it has measured."""
+SCORES = frozenset({"brier", "nll"})
+"""Of these, what is no share of anything."""
+
+
 def columns_of(name: str) -> dict[str, str]:
     """Return the rates that are shown of a track, with their headings."""
     reach = REACH[TRACKS[name].modality]
@@ -38,6 +58,20 @@ def columns_of(name: str) -> dict[str, str]:
         "coverage": "coverage",
         "avoidance": "avoidance",
     }
+
+
+def more_columns(found: Sequence[Standing]) -> dict[str, str]:
+    """Return the further rates that any of the methods has a figure for, with their headings."""
+    return {
+        rate: heading
+        for rate, heading in MORE_COLUMNS.items()
+        if any(standing.scores.get(rate) is not None for standing in found)
+    }
+
+
+def figure(rate: str, value: float | None) -> str:
+    """Return a figure as people read it: a share in percent, a score as it is, a dash where there is none."""
+    return f"{value:.3f}" if rate in SCORES and value is not None else percent(value)
 
 
 def print_results(content: Mapping[str, Any], console: Console) -> None:

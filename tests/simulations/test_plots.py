@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 
 from common.calibration import ReliabilityBins
-from simulations.plots import SERIES, Curve, draw_curves, draw_reliability, reliability_points
+from simulations.plots import (
+    SERIES,
+    Curve,
+    draw_before_after,
+    draw_curves,
+    draw_reliability,
+    reliability_points,
+)
 
 CURVES = [Curve(label="block <B>", x=[1, 2, 3], y=[3, 2, 1]), Curve(label="block A", x=[1, 2], y=[1, 1])]
 
@@ -38,6 +45,17 @@ def test_empty_bins_are_no_points() -> None:
     bins = ReliabilityBins.from_cases(np.array([0.25, 0.25, 0.9375]), np.array([True, False, True]))
     assert reliability_points(bins) == [(0.25, 0.5, 2), (0.9375, 1.0, 1)]
     assert reliability_points(ReliabilityBins()) == []
+
+
+def test_before_and_after_stand_in_one_drawing_with_the_cases_of_every_bin() -> None:
+    before = ReliabilityBins.from_cases(np.full(30, 0.95), np.arange(30) % 2 > 0)
+    after = ReliabilityBins.from_cases(np.full(30, 0.55), np.arange(30) % 2 > 0)
+    svg = draw_before_after(before, after)
+    assert not re.search(r"#[0-9a-f]{6}\b", svg)
+    assert "http" not in svg
+    for text in ("before", "after", "cases", "stated confidence"):
+        assert text in svg
+    assert svg != draw_before_after(after, before)
 
 
 def test_more_lines_than_colors_are_refused() -> None:

@@ -11,6 +11,7 @@ import pytest
 from simulations.report import duration, render_report, size, write_report
 from simulations.scores import Outcomes, score
 from simulations.standings import standings
+from simulations.table import MORE_COLUMNS
 
 VOID = {"meta", "br", "img", "rect", "line", "circle", "path", "use"}
 
@@ -132,6 +133,21 @@ def test_more_methods_than_colors_and_what_was_not_measured_are_shown(sample_run
     assert "Other 7" in text
     assert "Nothing" in text
     assert "Training, round by round" not in text
+
+
+def test_further_figures_are_shown_where_they_were_measured(sample_run: Any) -> None:
+    content = sample_run.result.as_dict()
+    methods = content["tracks"]["rare_disease"]["methods"]
+    for entry in (methods[name] for name in methods if name != "local_orpo"):
+        entry |= dict.fromkeys(MORE_COLUMNS)
+    for entry in methods["local_orpo"].values():
+        entry |= dict.fromkeys(MORE_COLUMNS)
+    assert "Free answers and confidence" not in Page(render_report(content, sample_run.picture)).text
+    methods["federated_orpo"] |= {"nll": 1.25, "car": 0.5}
+    text = Page(render_report(content, sample_run.picture)).text
+    assert "Free answers and confidence" in text
+    assert "1.250" in text
+    assert "class-wise ECE" not in text
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from typing import Any
 
 from rich.console import Console
 
-from simulations.table import print_results
+from simulations.table import figure, print_results
 
 
 def test_table_shows_every_test_and_says_how_patients_were_protected(sample_run: Any) -> None:
@@ -31,3 +31,20 @@ def test_no_line_is_wider_than_a_common_terminal(sample_run: Any) -> None:
     print_results(sample_run.result.as_dict(), Console(file=written, width=100))
     assert max(map(len, written.getvalue().splitlines())) <= 100
     assert "…" not in written.getvalue()
+
+
+def test_a_long_name_takes_two_lines_and_no_figure_is_cut(sample_run: Any) -> None:
+    written = io.StringIO()
+    content = sample_run.result.as_dict()
+    methods = content["tracks"]["rare_disease"]["methods"]
+    methods["linear_model_with_exclusions"] = methods["base"]
+    print_results(content, Console(file=written, width=100))
+    text = written.getvalue()
+    assert max(map(len, text.splitlines())) <= 100
+    assert "…" not in text
+    assert "exclusions" in text
+    assert text.count("10.0 %") >= 2
+
+
+def test_figures_that_are_no_shares_are_told_as_they_are() -> None:
+    assert (figure("nll", 1.2345), figure("car", 0.5), figure("nll", None)) == ("1.234", "50.0 %", "–")
