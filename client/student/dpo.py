@@ -83,16 +83,14 @@ def with_reference(student: Student, entries: Sequence[PatientPairs]) -> list[Pa
 
     Guarantee: the adapter's values, and which of them require gradients, are afterwards what they were.
     """
-    place = {id(entry): index for index, entry in enumerate(entries)}
-    found = list(entries)
+    found: dict[int, tuple[float, ...]] = {}
     with _without_adapter(student):
         for part in micro_batches(entries, student.vision):
             batch = branch_batch(student.model, part, student.pad_id, vision=student.vision)
             totals = iter(token_log_probs(student.model, batch)[0].sum(-1).tolist())
             for entry in part:
-                own = tuple(next(totals) for _ in entry.branches)
-                found[place[id(entry)]] = replace(entry, reference=own)
-    return found
+                found[id(entry)] = tuple(next(totals) for _ in entry.branches)
+    return [replace(entry, reference=found[id(entry)]) for entry in entries]
 
 
 @contextmanager
