@@ -82,7 +82,7 @@ def assert_equals_the_plain_form(student: Student, entries: list[PatientPairs]) 
     losses = dpo_losses(student.model, referred, dpo_beta=BETA, pad_id=0, vision=student.vision).loss
     ours = torch.autograd.grad(losses.sum(), factors_of(student))
     plain = torch.stack([plain_loss(student, own) for own in entries])
-    # PEFT lets nothing require gradients while the adapter is off.
+    # The pass without the adapter has left nothing that requires gradients.
     theirs = torch.autograd.grad(
         torch.stack([plain_with_gradient(student, own) for own in referred]).sum(), factors_of(student)
     )
@@ -112,21 +112,20 @@ def test_loss_and_gradients_with_images_equal_the_plain_form(sighted: Student) -
     assert_equals_the_plain_form(sighted, entries)
 
 
+@torch.no_grad()
+def answers_of(student: Student, own: PatientPairs) -> list[float]:
+    return [float(plain_log_probs(student.model, own.prompt, branch).sum()) for branch in own.branches]
+
+
 def test_the_reference_is_what_the_base_says_without_its_adapter(student: Student) -> None:
-    before = [
-        [float(plain_log_probs(student.model, own.prompt, branch).sum()) for branch in own.branches]
-        for own in PATIENTS
-    ]
+    before = [answers_of(student, own) for own in PATIENTS]
     # A fresh adapter changes nothing; this one does, and must not be heard.
     student.load(filled(student))
     referred = with_reference(student, PATIENTS)
     for own, expected, plain in zip(referred, before, PATIENTS, strict=True):
         assert own.reference == pytest.approx(expected, abs=1e-4)
         assert replace(own, reference=None) == plain
-    heard = [
-        float(plain_log_probs(student.model, PATIENTS[0].prompt, one).sum()) for one in PATIENTS[0].branches
-    ]
-    assert heard != pytest.approx(before[0], abs=0.1)
+    assert answers_of(student, PATIENTS[0]) != pytest.approx(before[0], abs=0.1)
 
 
 def test_the_reference_does_not_depend_on_the_borders_of_micro_batches(
