@@ -7,7 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from client.student.predictions import Prediction, RankedAnswer, read_predictions, write_predictions
+from client.student.predictions import (
+    Prediction,
+    RankedAnswer,
+    ReadDocument,
+    read_predictions,
+    write_predictions,
+)
 
 WORDS = st.text(st.characters(codec="utf-8"), min_size=1, max_size=12)
 ANSWERS = st.lists(
@@ -71,6 +77,10 @@ def test_a_damaged_line_is_refused_with_file_and_line(tmp_path: Path) -> None:
         '{"case_id": "p1", "answers": [{"id": "a", "name": "b", "confidence": true}]}',
         '{"case_id": "p1", "answers": [{"id": "a", "name": "", "confidence": 0}]}',
         '{"case_id": "p1", "answers": [{"id": 1, "name": "b", "confidence": 0}]}',
+        '{"case_id": "p1", "answers": [{"id": "a", "name": "b", "confidence": null}]}',
+        '{"case_id": "p1", "answers": [], "documents": {}}',
+        '{"case_id": "p1", "answers": [], "documents": [{"id": "a"}]}',
+        '{"case_id": "p1", "answers": [], "documents": [{"id": "a", "title": 1}]}',
     ],
 )
 def test_what_no_student_writes_is_refused(line: str) -> None:
@@ -81,3 +91,17 @@ def test_what_no_student_writes_is_refused(line: str) -> None:
 def test_an_answer_twice_is_refused() -> None:
     with pytest.raises(ValueError, match="every answer once"):
         Prediction(case_id="p1", answers=(answer(), answer()))
+
+
+def test_a_search_claims_no_confidence_and_names_its_documents() -> None:
+    prediction = Prediction(
+        case_id="p1",
+        answers=(RankedAnswer(id="A", name="Alpha"),),
+        documents=(ReadDocument(id="A", title="Alpha syndrome"),),
+    )
+    assert json.loads(prediction.to_line()) == {
+        "case_id": "p1",
+        "answers": [{"id": "A", "name": "Alpha"}],
+        "documents": [{"id": "A", "title": "Alpha syndrome"}],
+    }
+    assert Prediction.from_line(prediction.to_line()) == prediction
