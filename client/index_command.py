@@ -69,7 +69,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _build(arguments: argparse.Namespace) -> None:
-    from client.retrieval.index import from_hpo
+    from client.retrieval.hpo import from_hpo
 
     index = from_hpo(arguments.hpo)
     index.save(arguments.output)

@@ -9,7 +9,8 @@ import pytest
 
 from client.cli import main
 from client.predict_command import METHODS
-from client.retrieval.index import OntologyIndex, from_hpo
+from client.retrieval.hpo import from_hpo
+from client.retrieval.index import OntologyIndex
 from client.retrieval.questions import Task, student_task
 from client.student.model import adapter_spec, digest_base, load_base
 from client.student.predict import StudentCard, save_student

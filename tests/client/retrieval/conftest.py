@@ -3,7 +3,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from client.retrieval.index import OntologyIndex, from_hpo
+from client.retrieval.hpo import from_hpo
+from client.retrieval.index import OntologyIndex
 from client.student.model import Student, adapter_spec, load_base, make_student
 from common.adapter import AdapterMode
 from common.learning_plan import AdapterPlan

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from client.retrieval.index import DiseaseFacts, Document, OntologyIndex, build_index, from_hpo, read_lines
+from client.retrieval.hpo import from_hpo
+from client.retrieval.index import DiseaseFacts, Document, OntologyIndex, build_index, read_lines
 from client.retrieval.retrievers import Bm25Retriever
 from common.errors import BadFileError, SettingsError, UnsupportedSchemaError
 from tests.client.retrieval.tiny import DISEASES, TERMS, write_hpo

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from client.retrieval.index import OntologyIndex, from_hpo
+from client.retrieval.hpo import from_hpo
+from client.retrieval.index import OntologyIndex
 from client.retrieval.methods import METHODS, search_alone
 from client.retrieval.questions import student_task
 from client.retrieval.readers import StudentReader
