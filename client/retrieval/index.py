@@ -1,7 +1,7 @@
 """The ontology index: one document for each disease and for each gene, of public knowledge only.
 
-It is built once, is the same at every site, and is named by a digest. A file of it is gzipped JSON lines: a first line with schema, sources and digest, then one
-line a document.
+It is built once, is the same at every site, and is named by a digest. A file of it is gzipped JSON lines: a
+first line with schema, sources and digest, then one line a document.
 """
 
 from __future__ import annotations
