@@ -8,6 +8,7 @@ hospital could train it (it pools patients), and it cannot read a note without c
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from sklearn.feature_extraction import DictVectorizer
@@ -49,11 +50,35 @@ def rank_by_findings(
     learned = vectorizer.fit_transform(
         [features(views.view(record), parents, exclusions=exclusions) for record in train]
     )
-    labels = [answers.index_of(record.label[track]) for record in train]
-    model = LogisticRegression(max_iter=MOST_ITERATIONS, tol=1e-3).fit(learned, labels)
     seen = vectorizer.transform(
         [features(views.view(record), parents, exclusions=exclusions) for record in cases]
     )
+    return rank_linearly(learned, train, seen, cases, answers, track)
+
+
+def rank_linearly(
+    learned: Any,
+    train: Sequence[PatientRecord],
+    seen: Any,
+    cases: Sequence[PatientRecord],
+    answers: AnswerList,
+    track: str,
+    *,
+    looseness: float = 1.0,
+) -> dict[str, Ranking]:
+    """All answers for each of ``cases`` by multinomial logistic regression, by patient id.
+
+    Args:
+        learned: Sparse (training patients, features).
+        train: Whose labels of ``track`` are learned.
+        seen: Sparse (cases, features).
+        cases: To be ranked.
+        answers: The plan's; one without a training patient gets the score of the least likely one seen.
+        track: Which label.
+        looseness: Inverse of the weight of the L2 penalty.
+    """
+    labels = [answers.index_of(record.label[track]) for record in train]
+    model = LogisticRegression(C=looseness, max_iter=MOST_ITERATIONS, tol=1e-3).fit(learned, labels)
     known = model.predict_log_proba(seen)
     scores = np.repeat(known.min(axis=1, keepdims=True), len(answers), axis=1).astype(np.float32)
     scores[:, model.classes_] = known
