@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset
 from peft import PeftModel
 from torch import Tensor
 from transformers import PrinterCallback, TrainerCallback
@@ -35,8 +34,9 @@ from common.schedule import rate_factor
 
 Row = dict[str, Any]
 """One answer, or one pair, with its prompt."""
-UNREAD = [{"prompt": "-", "chosen": "-", "rejected": "-"}]
-"""TRL's trainers make tokens of texts when they are set up; ours are tokens, and come afterwards."""
+Batch = list[list[PatientPairs]]
+"""The entries of each patient of a step."""
+Collate = Callable[[list[Row]], dict[str, Tensor]]
 
 
 def fit_sft(
@@ -68,15 +68,17 @@ def fit_sft(
         SettingsError: TRL is not installed.
         ValueError: A step's tiles have several shapes.
     """
-    trl = _library()
+    trl, unread = _library()
 
-    def make(settings: Mapping[str, Any], parts: Mapping[str, Any], own: Student) -> Any:
+    def make(own: Student, settings: Mapping[str, Any], parts: Mapping[str, Any]) -> Any:
         config = trl.SFTConfig(dataset_kwargs={"skip_prepare_dataset": True}, **settings)
-        return trl.SFTTrainer(model=own.model, args=config, train_dataset=Dataset.from_list(UNREAD), **parts)
+        return trl.SFTTrainer(model=own.model, args=config, train_dataset=unread, **parts)
 
     collate = trl.trainer.sft_trainer.DataCollatorForLanguageModeling(pad_token_id=student.pad_id)
-    course = _Course(student, adapter, patients, plan, patients_per_step, learning_rate, seed)
-    return course.fit(make, _imitated, collate, on_progress)
+    batches = _batches(patients, plan, patients_per_step, seed)
+    steps = [_rows(batch, _imitated) for batch in batches]
+    trainer, adapter = _train(make, collate, steps, student, adapter, learning_rate, seed, on_progress)
+    return _update(trainer, adapter, batches)
 
 
 def fit_dpo(
@@ -99,120 +101,130 @@ def fit_dpo(
         SettingsError: TRL is not installed.
         ValueError: A pair has no rejected answer, or a step's tiles have several shapes.
     """
-    trl = _library()
+    trl, unread = _library()
 
-    def make(settings: Mapping[str, Any], parts: Mapping[str, Any], own: Student) -> Any:
+    def make(own: Student, settings: Mapping[str, Any], parts: Mapping[str, Any]) -> Any:
         config = trl.DPOConfig(beta=plan.dpo_beta, **settings)
         # Without a reference of ours TRL would take the adapter that is given, not the base.
         reference = _copy(student.model)
         reference.base_model.disable_adapter_layers()
-        # A stream, since a table would show bars of progress for its one row.
-        unread = Dataset.from_list(UNREAD).to_iterable_dataset()
         return trl.DPOTrainer(
-            model=own.model, ref_model=reference.get_base_model(), args=config, train_dataset=unread, **parts
+            model=own.model,
+            ref_model=reference.get_base_model(),
+            args=config,
+            # A stream: a table would show bars of progress for its one row.
+            train_dataset=unread.to_iterable_dataset(),
+            **parts,
         )
 
     collate = trl.trainer.dpo_trainer.DataCollatorForPreference(pad_token_id=student.pad_id)
-    course = _Course(student, adapter, patients, plan, patients_per_step, learning_rate, seed)
-    return course.fit(make, _preferred, collate, on_progress)
+    batches = _batches(patients, plan, patients_per_step, seed)
+    steps = [_rows(batch, _preferred) for batch in batches]
+    trainer, adapter = _train(make, collate, steps, student, adapter, learning_rate, seed, on_progress)
+    return _update(trainer, adapter, batches)
 
 
-def _library() -> Any:
+def _library() -> tuple[Any, Any]:
+    """TRL, and a table that a trainer accepts: it makes tokens of texts, and ours are tokens already."""
     try:
         import trl
+        from datasets import Dataset
     except ModuleNotFoundError:
         raise SettingsError("trl", "no such package", "the extra `simulation` to be installed") from None
-    return trl
+    return trl, Dataset.from_list([{"prompt": "-", "chosen": "-", "rejected": "-"}])
 
 
-class _Course:
-    """One training by one of TRL's trainers."""
+def _batches(patients: Sequence[PatientPairs], plan: TrainingPlan, size: int, seed: int) -> list[Batch]:
+    """The patients of each step, as ``fit_alone`` draws them."""
+    drawn = draw_batches(patients, size, seed=seed, first_step=0, images=plan.entries_per_step)
+    return list(islice(drawn, plan.rounds * plan.local_steps))
 
-    def __init__(
-        self,
-        student: Student,
-        adapter: Adapter,
-        patients: Sequence[PatientPairs],
-        plan: TrainingPlan,
-        patients_per_step: int,
-        learning_rate: float,
-        seed: int,
-    ) -> None:
-        self._student, self._learning_rate, self._seed = student, learning_rate, seed
-        drawn = draw_batches(
-            patients, patients_per_step, seed=seed, first_step=0, images=plan.entries_per_step
-        )
-        self._batches = list(islice(drawn, plan.rounds * plan.local_steps))
-        # TRL's copy is made of the factors as they are now, and of what may be trained of them.
-        alone_factors(student, adapter)
 
-    def fit(
-        self,
-        make: Callable[[Mapping[str, Any], Mapping[str, Any], Student], Any],
-        rows_of: Callable[[PatientPairs], list[Row]],
-        collate: Callable[[list[Row]], dict[str, Tensor]],
-        on_progress: Callable[[int], None] | None,
-    ) -> LocalUpdate:
-        """Train a copy of the student; the student gets what it learned."""
-        own = replace(self._student, model=_copy(self._student.model))
-        steps = [[row for mine in batch for one in mine for row in rows_of(one)] for batch in self._batches]
-        with TemporaryDirectory() as folder, torch.random.fork_rng():
-            trainer = make(self._settings(folder), self._parts(own, collate, on_progress), own)
-            trainer.remove_callback(PrinterCallback)
-            trainer.train_dataset = steps
-            trained = trainer.train()
-        self._student.load(own.read())
+def _rows(batch: Batch, rows_of: Callable[[PatientPairs], list[Row]]) -> list[Row]:
+    return [row for own in batch for entry in own for row in rows_of(entry)]
+
+
+def _train(
+    make: Callable[[Student, Mapping[str, Any], Mapping[str, Any]], Any],
+    collate: Collate,
+    steps: list[list[Row]],
+    student: Student,
+    adapter: Adapter,
+    learning_rate: float,
+    seed: int,
+    on_progress: Callable[[int], None] | None,
+) -> tuple[Any, Adapter]:
+    """Train a copy of the student, and let the student have what it learned: (trainer, adapter)."""
+    # The copy is made of the factors as they are now, and of what may be trained of them.
+    alone_factors(student, adapter)
+    own = replace(student, model=_copy(student.model))
+    parts = _parts(own, collate, learning_rate, len(steps), on_progress)
+    with TemporaryDirectory() as folder, torch.random.fork_rng():
+        trainer = make(own, _settings(own, folder, len(steps), seed), parts)
+        trainer.remove_callback(PrinterCallback)
+        trainer.train_dataset = steps
+        trainer.train()
+    student.load(own.read())
+    return trainer, student.read()
+
+
+def _settings(own: Student, folder: str, steps: int, seed: int) -> dict[str, Any]:
+    """Of the trainer: TRL's defaults are those of large models on several GPUs, with a report to a server."""
+    return {
+        "output_dir": folder,
+        "max_steps": steps,
+        # A step's answers are one item: how many there are differs from step to step.
+        "per_device_train_batch_size": 1,
+        "train_sampling_strategy": "sequential",
+        "remove_unused_columns": False,
+        "max_grad_norm": GRADIENT_CLIP,
+        "max_length": None,
+        "seed": seed % 2**32,
+        "use_cpu": own.model.device.type == "cpu",
+        "bf16": False,
+        "gradient_checkpointing": False,
+        "dataloader_pin_memory": False,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "eval_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+    }
+
+
+def _parts(
+    own: Student,
+    collate: Collate,
+    learning_rate: float,
+    steps: int,
+    on_progress: Callable[[int], None] | None,
+) -> dict[str, Any]:
+    """What the trainer is made of besides model, settings and table."""
+    optimizer = adamw([p for p in own.model.parameters() if p.requires_grad], learning_rate)
+
+    def factor(done: int) -> float:
+        # It is asked once more after the last step.
+        return rate_factor("cosine", min(done, steps - 1), steps)
+
+    return {
+        "data_collator": lambda items: _with_images(collate(items[0]), items[0], own),
+        "processing_class": deepcopy(own.tokenizer),
+        "optimizers": (optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)),
+        "callbacks": [_Progress(on_progress)] if on_progress is not None else [],
+    }
+
+
+def _update(trainer: Any, adapter: Adapter, batches: Sequence[Batch]) -> LocalUpdate:
+    told = [line for line in trainer.state.log_history if "loss" in line]
+    return LocalUpdate(
+        adapter=adapter,
+        patients=sum(map(len, batches)),
+        pairs=sum(len(entry.pairs) for batch in batches for own in batch for entry in own),
+        steps=len(batches),
+        loss=float(np.mean([line["loss"] for line in told])),
         # SFT knows no rejected answer to prefer another to.
-        preferred = [one.get("rewards/accuracies", 0.0) for one in trainer.state.log_history if "loss" in one]
-        return LocalUpdate(
-            adapter=self._student.read(),
-            patients=sum(map(len, self._batches)),
-            pairs=sum(len(one.pairs) for batch in self._batches for mine in batch for one in mine),
-            steps=len(steps),
-            loss=trained.training_loss,
-            preferred=float(np.mean(preferred)),
-        )
-
-    def _settings(self, folder: str) -> dict[str, Any]:
-        return {
-            "output_dir": folder,
-            "max_steps": len(self._batches),
-            # A step's answers are one item: how many there are differs from step to step.
-            "per_device_train_batch_size": 1,
-            "train_sampling_strategy": "sequential",
-            "remove_unused_columns": False,
-            "max_grad_norm": GRADIENT_CLIP,
-            "max_length": None,
-            "seed": self._seed % 2**32,
-            "use_cpu": self._student.model.device.type == "cpu",
-            "bf16": False,
-            "gradient_checkpointing": False,
-            "dataloader_pin_memory": False,
-            "logging_steps": 1,
-            "save_strategy": "no",
-            "eval_strategy": "no",
-            "report_to": "none",
-            "disable_tqdm": True,
-        }
-
-    def _parts(
-        self,
-        own: Student,
-        collate: Callable[[list[Row]], dict[str, Tensor]],
-        on_progress: Callable[[int], None] | None,
-    ) -> dict[str, Any]:
-        factors = [parameter for parameter in own.model.parameters() if parameter.requires_grad]
-        optimizer, total = adamw(factors, self._learning_rate), len(self._batches)
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            # It is asked once more after the last step.
-            optimizer, lambda step: rate_factor("cosine", min(step, total - 1), total)
-        )  # fmt: skip
-        return {
-            "data_collator": lambda items: _with_images(collate(items[0]), items[0], own),
-            "processing_class": deepcopy(own.tokenizer),
-            "optimizers": (optimizer, schedule),
-            "callbacks": [_Progress(on_progress)] if on_progress is not None else [],
-        }
+        preferred=float(np.mean([line.get("rewards/accuracies", 0.0) for line in told])),
+    )
 
 
 class _Progress(TrainerCallback):
