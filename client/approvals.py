@@ -264,8 +264,18 @@ def _track_lines(plan: RunPlan, track: TrackPlan, package: PlanPackage) -> tuple
     return (
         _line("track", f"{track.track}: a student that reads {definition.modality.value} alone, {among}"),
         _line("", f"{len(package.answers[track.track])} answers, {training.rounds} rounds"),
+        *_calibration_lines(track),
         _line("", f"base model {_spaced(track.base_model_digest[:16])} ..."),
     )
+
+
+def _calibration_lines(track: TrackPlan) -> tuple[str, ...]:
+    plan = track.calibration
+    if plan is None:
+        return ()
+    rounds = f"{plan.rounds} rounds after them" if plan.rounds else "no rounds, one number from pooled counts"
+    people = f"{plan.share:.0%} of the patients who are not tested are set aside"
+    return (_line("", f"calibration by {plan.method}: {rounds}; {people}"),)
 
 
 _TEACHERS: Mapping[str, str] = {

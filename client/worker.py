@@ -15,7 +15,14 @@ from client.patients.records import PatientRecord, eligible
 from client.private_words import private_words
 from client.site_patients import Excluded, nobody, site_prompts, site_readings, site_seed
 from client.student.branches import PatientPairs
-from client.student.calibrate import as_confident, calibrate_fit, encode_cases, imitation, most_kept
+from client.student.calibrate import (
+    as_confident,
+    calibrate_fit,
+    encode_cases,
+    imitation,
+    most_kept,
+    own_lengths,
+)
 from client.student.decode import build_trie
 from client.student.dpo import with_reference
 from client.student.evaluate import SPARE_BEAMS, RankedCase, count_cases, rank_cases
@@ -262,5 +269,5 @@ class SiteWorker:
         )
         if calibration is None:
             return ranked
-        lengths = [len(tokens) for tokens in self._answer_tokens()]
+        lengths = own_lengths(self._answer_tokens())
         return [as_confident(case, calibration.score, lengths, first=first) for case in ranked]

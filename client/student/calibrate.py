@@ -86,8 +86,8 @@ def _shared_rest(p: NDArray[np.float64], top: float) -> NDArray[np.float64]:
     shares = rest * spread / spread.sum()
     even = rest / count
     # Evenly shared, none is above the first, which has 1/K or more.
-    surplus = shares.max() - even
-    kept = 1.0 if shares.max() <= top else (top - even) / surplus
+    surplus, room = shares.max() - even, max(0.0, top - even)
+    kept = 1.0 if surplus <= room else room / surplus
     return np.asarray(even + kept * (shares - even))
 
 
@@ -172,12 +172,12 @@ def calibrate_fit(
     batches = list(islice(drawn, plan.local_steps))
     if calibration.method == "rcft":
         batches = _with_candidates(student, batches, answers, calibration.candidates)
-    factors = student.train_block(block)
+    factors, shared = student.train_block(block), _shared(answers)
     return fit_steps(
         student,
         factors,
         iter(batches),
-        lambda part: calibration_losses(student, part, plan, calibration, bin_accuracy),
+        lambda part: calibration_losses(student, part, plan, calibration, bin_accuracy, shared=shared),
         optimizer=local_optimizer(factors, plan),
         steps=plan.local_steps,
     )
@@ -189,8 +189,13 @@ def calibration_losses(
     plan: TrainingPlan,
     calibration: CalibrationPlan,
     bin_accuracy: Accuracies | None = None,
+    *,
+    shared: int = 0,
 ) -> PatientLosses:
     """Each entry's loss from one forward pass over prompts and branches.
+
+    ``shared`` is the number of tokens that all answers of the plan begin with: they have no part in the mean
+    that a confidence may be made of.
 
     Guarantee: a patient's loss does not depend on who else is among the entries.
 
@@ -205,7 +210,7 @@ def calibration_losses(
         raise ValueError(f"Expected a method that trains, got {calibration.method}")
     if bin_accuracy is None:
         raise ValueError("Expected the bins' accuracies for a round of rcft, got none")
-    return _pulled(student, entries, calibration, bin_accuracy)
+    return _pulled(student, entries, calibration, bin_accuracy, shared)
 
 
 def _likelihood(student: Student, entries: Sequence[PatientPairs], *, smoothing: float) -> PatientLosses:
@@ -217,14 +222,20 @@ def _likelihood(student: Student, entries: Sequence[PatientPairs], *, smoothing:
 
 
 def _pulled(
-    student: Student, entries: Sequence[PatientPairs], calibration: CalibrationPlan, accuracies: Accuracies
+    student: Student,
+    entries: Sequence[PatientPairs],
+    calibration: CalibrationPlan,
+    accuracies: Accuracies,
+    shared: int,
 ) -> PatientLosses:
     batch = branch_batch(student.model, entries, student.pad_id, vision=student.vision, whole=True)
     of_branches, of_prompts = token_log_probs(student.model, batch)
     total, length = of_branches.sum(-1), (batch.labels != IGNORED).sum(-1)
     right = _places(entries)
     nll = -(total[right] + of_prompts.sum(-1)) / (length[right] + (batch.prompt_labels != IGNORED).sum(-1))
-    scores = total / length if calibration.score == "mean" else total
+    scores = total
+    if calibration.score == "mean":
+        scores = of_branches[:, shared:].sum(-1) / (length - shared).clamp(min=1)
     of_cases = scores.split([len(entry.branches) for entry in entries])
     pull = torch.stack([case_pull(own, accuracies) for own in of_cases])
     first = [int(own.argmax()) == entry.pairs[0][0] for own, entry in zip(of_cases, entries, strict=True)]
@@ -303,6 +314,16 @@ def candidates(
     return [made[row] for row in range(len(cases))]
 
 
+def own_lengths(answers: Sequence[tuple[int, ...]]) -> list[int]:
+    """How many tokens each answer has beyond those that all begin with, which a beam scores for none."""
+    shared = _shared(answers)
+    return [max(1, len(tokens) - shared) for tokens in answers]
+
+
+def _shared(answers: Sequence[tuple[int, ...]]) -> int:
+    return len(shared_prefix(build_trie(answers))[0])
+
+
 def most_kept(count: int) -> int:
     """How many answers a beam keeps of which ``count`` are wanted: as many as an evaluation, or more."""
     return max(count, TOP + SPARE_BEAMS)
@@ -322,7 +343,7 @@ def as_confident(
     Args:
         case: As ``rank_cases`` gave it.
         score: Of the plan's calibration.
-        lengths: Tokens of each of the plan's answers.
+        lengths: Of each of the plan's answers, from ``own_lengths``.
         first: Of the answers kept, how many share a confidence of 1; all if None.
     """
     kept, scores = case.everything[:first], case.scores[:first]

@@ -1,30 +1,35 @@
 """A student from a folder answers notes or images: `consilium-site predict` and a simulation's end share it.
 
 A student's folder is a PEFT adapter (``adapter_config.json``, ``adapter_model.safetensors``) with
-``answers.json`` and ``student.json`` (schema 1: track, base model and its digests, how long a prompt may be).
+``answers.json`` and ``student.json`` (schema 2: track, base model and its digests, how long a prompt may be,
+what confidences are made of; schema 1 knew no temperature).
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from client.patients.photos import SlideRef
 from client.preferences.answers import write_prompt
-from client.student.evaluate import RankedCase, rank_cases
+from client.student.calibrate import as_confident, own_lengths
+from client.student.decode import build_trie
+from client.student.evaluate import TOP, RankedCase, rank_cases
 from client.student.model import Student, digest_base, load_base, make_student
 from client.student.prompts import StudentPrompt
 from common.adapter import Adapter
 from common.atomic import write_atomically
+from common.calibration_plan import ConfidenceScore
 from common.checks import require_schema
 from common.errors import BadFileError, DigestMismatchError, UnsupportedSchemaError
 from common.peft import export_peft, import_peft
 from common.schema import build
 from common.tracks import TRACKS, AnswerList, Modality, Track
 
-STUDENT_SCHEMA = 1
+STUDENT_SCHEMA = 2
 INPUTS = {Modality.TEXT: "cases.jsonl", Modality.IMAGE: "FOLDER_OF_IMAGES"}
 ANSWERS_FILE, STUDENT_FILE, CARD_FILE = "answers.json", "student.json", "README.md"
 
@@ -45,6 +50,8 @@ class StudentCard:
         privacy, aggregation: The modes of the run, named as they are.
         statement: What was promised to each patient, in a sentence.
         not_covered: What the promise leaves out.
+        temperature: What scores are divided by before they are confidences; 1 unless it was calibrated.
+        score: What a score is, as ``CalibrationPlan.score``.
     """
 
     track: str
@@ -59,6 +66,12 @@ class StudentCard:
     aggregation: str
     statement: str = ""
     not_covered: tuple[str, ...] = ()
+    temperature: float = 1.0
+    score: ConfidenceScore = "sum"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.temperature < math.inf:
+            raise ValueError(f"Expected a temperature > 0, got {self.temperature}")
 
 
 def save_student(folder: Path, adapter: Adapter, answers: AnswerList, card: StudentCard) -> None:
@@ -84,6 +97,7 @@ Trained by `{card.method}` under plan `{card.plan_digest}`; it orders {answers} 
 - Privacy mode: `{card.privacy}`. Aggregation mode: `{card.aggregation}`.
 - With aggregation mode `secagg-v1` the coordinator saw only the sum of the sites' updates.
 {_promise(card)}
+- Confidences are made at temperature {card.temperature:.3g}, over the answers that are kept of a case.
 - For research. Not a medical device.
 
     consilium-site predict --student . --track {card.track} --input {place} --output answers.jsonl
@@ -145,15 +159,20 @@ class LoadedStudent:
         self, prompts: Sequence[StudentPrompt], top: int, on_progress: Callable[[int], None] | None = None
     ) -> list[RankedCase]:
         """The same for prompts, as indices into the answers."""
-        trie = self.student.answer_trie(self.track.header, self.answers, lists=self.card.chosen_length > 1)
-        return rank_cases(
+        card = self.card
+        tokens = self.student.answer_tokens(self.track.header, self.answers, lists=card.chosen_length > 1)
+        ranked = rank_cases(
             self.student,
             prompts,
-            trie,
-            top=top,
-            max_prompt_tokens=self.card.max_prompt_tokens,
+            build_trie(tokens),
+            # As many as in its evaluation: what an answer is claimed with hangs on how many share it.
+            top=max(top, TOP),
+            max_prompt_tokens=card.max_prompt_tokens,
             on_progress=on_progress,
         )
+        lengths = own_lengths(tokens)
+        claimed = (as_confident(case, card.score, lengths) for case in ranked)
+        return [RankedCase.of(c.kept, c.scores, top).tempered(card.temperature) for c in claimed]
 
 
 def load_student(folder: Path, base_model: str | None = None) -> LoadedStudent:

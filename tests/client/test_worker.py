@@ -20,11 +20,11 @@ from client.teacher.rank import Ranking
 from client.worker import SiteWorker
 from common.adapter import Block, initial_adapter
 from common.errors import BudgetSpentError, DigestMismatchError
+from common.evaluation_counts import EvaluationCounts
 from common.fixedpoint import decode_counts
 from common.ids import RoundId, RunId, site_id
 from common.learning_plan import TeacherPlan
 from common.messages import EvaluateTask, PrepareTask, Ready, TrainTask
-from common.metrics import MetricCounts
 from common.plan import RunPlan
 from common.privacy_plan import PrivacyPlan, TeacherPrivacy, TrackPrivacy
 from common.tracks import RARE_DISEASE
@@ -168,7 +168,7 @@ def test_evaluation_answers_with_counts_of_the_sites_own_test_patients(
         part="test",
         temperature=1.0,
     )
-    counts = MetricCounts.from_words(worker.words(task))
+    counts = EvaluationCounts.from_words(worker.words(task)).metrics
     assert counts.n == len(population.sites[SITE].test)
 
 

@@ -1,14 +1,25 @@
 import json
+import math
 from pathlib import Path
 
 import pytest
 from peft import PeftModel
 
+from client.preferences.answers import write_prompt
+from client.student.calibrate import own_lengths
 from client.student.model import Student, digest_base, load_base
-from client.student.predict import STUDENT_FILE, StudentCard, card_text, load_student, save_student
+from client.student.predict import (
+    STUDENT_FILE,
+    STUDENT_SCHEMA,
+    StudentCard,
+    card_text,
+    load_student,
+    save_student,
+)
+from client.student.prompts import StudentPrompt
 from common.adapter import initial_adapter
 from common.errors import BadFileError, DigestMismatchError, UnsupportedSchemaError
-from common.tracks import AnswerList
+from common.tracks import RARE_DISEASE, AnswerList
 from tests.client.student.tiny_vision import tile
 
 
@@ -38,6 +49,52 @@ def test_a_saved_student_answers_notes(folder: Path, answers: AnswerList) -> Non
     for identifier, name, confidence in first:
         assert answers.answers[answers.index_of(identifier)].name == name
         assert 0 < confidence <= 1
+
+
+def recarded(folder: Path, **changes: object) -> Path:
+    card = json.loads((folder / STUDENT_FILE).read_text())
+    (folder / STUDENT_FILE).write_text(json.dumps(card | changes))
+    return folder
+
+
+def test_a_student_claims_what_its_temperature_says_and_orders_as_before(folder: Path) -> None:
+    plain = load_student(folder).rank(["seizure"], 3)[0]
+    tempered = load_student(recarded(folder, temperature=4.0)).rank(["seizure"], 3)[0]
+    assert [name for _, name, _ in tempered] == [name for _, name, _ in plain]
+    assert tempered[0][2] < plain[0][2]
+    # Of two answers the odds are the fourth root.
+    odds = [one[0][2] / one[1][2] for one in (plain, tempered)]
+    assert odds[1] == pytest.approx(odds[0] ** 0.25)
+
+
+def test_what_an_answer_is_claimed_with_hangs_not_on_how_many_are_asked_for(folder: Path) -> None:
+    loaded = load_student(folder)
+    assert loaded.rank(["seizure"], 1)[0] == loaded.rank(["seizure"], 5)[0][:1]
+
+
+def test_a_student_by_means_is_confident_by_means(folder: Path, answers: AnswerList) -> None:
+    by_sum = load_student(folder)
+    (sums,) = by_sum.rank_prompts([StudentPrompt(text=write_prompt(RARE_DISEASE, "seizure"))], 5)
+    lengths = own_lengths(by_sum.student.answer_tokens(RARE_DISEASE.header, answers))
+    means = {a: s / lengths[a] for a, s in zip(sums.kept, sums.scores, strict=True)}
+    (found,) = load_student(recarded(folder, score="mean")).rank(["seizure"], 5)
+    assert [answers.index_of(one) for one, _, _ in found] == sorted(means, key=lambda a: -means[a])
+    assert found[0][2] / found[1][2] == pytest.approx(
+        math.exp(sorted(means.values())[-1] - sorted(means.values())[-2])
+    )
+
+
+def test_a_card_of_the_first_schema_is_still_read(folder: Path) -> None:
+    content = json.loads((folder / STUDENT_FILE).read_text())
+    del content["temperature"], content["score"]
+    (folder / STUDENT_FILE).write_text(json.dumps(content | {"schema": 1}))
+    assert load_student(folder).card.temperature == 1
+
+
+@pytest.mark.parametrize("temperature", [0, -1.0])
+def test_a_temperature_that_is_none_is_refused(folder: Path, temperature: float) -> None:
+    with pytest.raises(BadFileError, match=r"student: expected a temperature > 0|temperature > 0"):
+        load_student(recarded(folder, temperature=temperature))
 
 
 def test_a_student_of_notes_answers_no_images(folder: Path) -> None:
@@ -104,6 +161,8 @@ def test_a_damaged_card_is_refused(folder: Path, content: str) -> None:
 
 def test_a_newer_student_is_refused(folder: Path) -> None:
     card = json.loads((folder / STUDENT_FILE).read_text())
-    (folder / STUDENT_FILE).write_text(json.dumps(card | {"schema": 2}))
-    with pytest.raises(UnsupportedSchemaError, match="schema 2 is newer than 1"):
+    (folder / STUDENT_FILE).write_text(json.dumps(card | {"schema": STUDENT_SCHEMA + 1}))
+    with pytest.raises(
+        UnsupportedSchemaError, match=f"schema {STUDENT_SCHEMA + 1} is newer than {STUDENT_SCHEMA}"
+    ):
         load_student(folder)
