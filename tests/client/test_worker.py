@@ -456,3 +456,16 @@ def test_who_is_excluded_when_a_task_comes_is_in_no_answer_under_privacy(
         # Also where nobody is left: noise, so that nobody can tell.
         assert (words != 0).any()
     assert drawn_from == [everybody, everybody - {one}, set()]
+
+
+@pytest.mark.parametrize(("loss", "known"), [("dpo", True), ("orpo", False)])
+def test_what_the_base_says_is_known_where_the_plan_compares_with_it(
+    plan: RunPlan, population: Population, models: Models, tmp_path: Path, loss: Any, known: bool
+) -> None:
+    track = plan.tracks[0]
+    changed = replace(plan, tracks=(replace(track, training=replace(track.training, loss=loss)),))
+    worker = worker_of(changed, population, models, tmp_path)
+    assert [entry.reference is not None for entry in worker.encoded()] == [known] * len(worker.encoded())
+    before = worker.encoded()
+    assert np.any(TrainWords.split(worker.words(train_task(changed, models))).delta)
+    assert worker.encoded() == before
