@@ -21,14 +21,15 @@ from client.teacher.fit import TeacherRecipe
 from client.teacher.public import names_for
 from client.teacher.rank import Ranking, public_rankings, rank_patients, site_teacher
 from client.teacher.sight import Memory, Sight
-from common.adapter import Adapter
 from common.ids import SiteId
-from common.metrics import count_case
+from common.metrics import FreeAnswer, count_case
 from common.plan import RunPlan, TrackPlan
 from common.tracks import AnswerList, Eye
+from simulations.claims import Claim
+from simulations.kept import Trained
+from simulations.method_settings import EvaluationSettings
 from simulations.populations import Population, Populations, everyone
 from simulations.scores import Outcomes
-from simulations.settings import EvaluationSettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,25 +103,25 @@ class Bench:
         """
         self._student, self._track, self._settings, self._progress = student, track, settings, on_progress
         self.answers: AnswerList = population.answers
+        self.top = settings.top
+        self.lists = track.preferences.chosen_length > 1
         self.union = test_cases(population.test, population)
         self.new = test_cases(population.new_publications, population)
         self._header = population.track.header
         # Spread over all sites: neighbors in the list are of one.
         count = min(settings.free_cases, len(self.union))
         self._free = [round(place) for place in np.linspace(0, len(self.union) - 1, count)]
-        self._trie: TrieNode = student.answer_trie(
-            self._header, population.answers, lists=track.preferences.chosen_length > 1
-        )
+        self._trie: TrieNode = student.answer_trie(self._header, population.answers, lists=self.lists)
 
     def truths(self, cases: Sequence[TestCase]) -> list[str]:
         """The right answer of each case."""
         return [case.record.label[self._track.track] for case in cases]
 
-    def judge(self, adapter: Adapter, lists: TeacherLists | None = None) -> tuple[Judged, Judged]:
-        """A student's answers on the union, and on new publications."""
-        self._student.load(adapter)
+    def judge(self, trained: Trained, lists: TeacherLists | None = None) -> tuple[Judged, Judged]:
+        """A student's answers on the union, and on new publications, its confidences tempered."""
+        self._student.load(trained.adapter)
         longest = self._track.training.max_prompt_tokens
-        ranked = rank_cases(
+        found = rank_cases(
             self._student,
             [case.prompt for case in (*self.union, *self.new)],
             self._trie,
@@ -128,7 +129,8 @@ class Bench:
             max_prompt_tokens=longest,
             on_progress=self._progress,
         )
-        valid = free_answers(
+        ranked = [case.tempered(trained.temperature) for case in found]
+        free = free_answers(
             self._student,
             [self.union[row].prompt for row in self._free],
             self._header,
@@ -138,7 +140,7 @@ class Bench:
         )
         count = len(self.union)
         return (
-            self._judged(self.union, ranked[:count], lists, dict(zip(self._free, valid, strict=True))),
+            self._judged(self.union, ranked[:count], lists, dict(zip(self._free, free, strict=True))),
             self._judged(self.new, ranked[count:], None, {}),
         )
 
@@ -160,14 +162,10 @@ class Bench:
         for case in cases:
             ranking = rankings.get(case.record.patient_id)
             if ranking is None:
-                ranked.append(RankedCase(answers=(), confidence=()))
+                ranked.append(RankedCase(answers=(), confidence=(), scores=()))
                 continue
-            ranked.append(
-                RankedCase(
-                    answers=tuple(index[i] for i in ranking.answer_ids[:top]),
-                    confidence=tuple(float(np.exp(score)) for score in ranking.scores[:top]),
-                )
-            )
+            kept, scores = [index[i] for i in ranking.answer_ids], [float(score) for score in ranking.scores]
+            ranked.append(RankedCase.of(kept, scores, top))
         return ranked
 
     def _judged(
@@ -175,7 +173,7 @@ class Bench:
         cases: Sequence[TestCase],
         ranked: Sequence[RankedCase],
         lists: TeacherLists | None,
-        valid: Mapping[int, Sequence[bool]],
+        free: Mapping[int, FreeAnswer],
     ) -> Judged:
         truths = self.truths(cases)
         counts = [
@@ -184,18 +182,25 @@ class Bench:
                 truth,
                 teacher_top=None if lists is None else lists.top.get(case.record.patient_id),
                 teacher_bottom=None if lists is None else lists.bottom.get(case.record.patient_id),
-                free_answers_valid=valid.get(row),
+                free=free.get(row),
             )
             for row, (case, one, truth) in enumerate(zip(cases, ranked, truths, strict=True))
         ]
-        confidence = np.array([one.confidence[0] if one.confidence else 0.0 for one in ranked])
+        claims = [self._claim(one, truth) for one, truth in zip(ranked, truths, strict=True)]
         return Judged(
             predictions=tuple(
                 self._prediction(case, one, truth)
                 for case, one, truth in zip(cases, ranked, truths, strict=True)
             ),
-            outcomes=Outcomes.of(counts, confidence),
+            outcomes=Outcomes.claimed(counts, claims, len(self.answers)),
             units=tuple(case.record.patient_id for case in cases),
+        )
+
+    def _claim(self, ranked: RankedCase, truth: str) -> Claim:
+        return Claim(
+            answers=tuple(self.answers.ids[index] for index in ranked.everything),
+            confidence=tuple(float(value) for value in ranked.all_confidences()),
+            truth=truth,
         )
 
     def _prediction(self, case: TestCase, ranked: RankedCase, truth: str) -> Prediction:

@@ -25,6 +25,8 @@ class SyntheticData:
         most_tiles: Tiles of a patient, at most.
         stain: Whether sites normalize the stains of their tiles; as in ``Views``.
         skew, seen_share, test_per_answer: As in ``make_hospitals``.
+        calibration_share: Share of each site's training patients that is set aside to calibrate finished
+            students with.
     """
 
     name: Literal["synthetic"]
@@ -36,11 +38,13 @@ class SyntheticData:
     skew: float
     seen_share: float
     test_per_answer: int
+    calibration_share: float = 0.0
 
     def __post_init__(self) -> None:
         if not self.sites and not self.slides:
             raise SettingsError("sites", "none", "training patients by site, here or under slides")
         require_within("both_share", self.both_share, 0, 1)
+        require_within("calibration_share", self.calibration_share, 0, 0.9)
         require_whole("most_tiles", self.most_tiles, 1)
 
 
@@ -53,7 +57,10 @@ class PhenopacketData:
         root: Folder that holds ``phenopackets``, ``hpo`` and ``faces``.
         min_cases: Diseases with fewer cases are left out.
         sites: Share of the cases by site.
+        split: ``publication``: a publication is at one site as a whole. ``patient``: cases are dealt out one
+            by one, so that all sites see much the same.
         test_share: Share of each disease's cases that are tested on.
+        calibration_share: Share of them that is set aside to calibrate finished students with.
         new_publications_share: Share of all cases held out as whole publications.
         most_cases: Take no more than this many cases, for a quick look; null takes all.
         publications_seed: Draws the publications that are held out; null takes the run's seed. One for all
@@ -66,11 +73,19 @@ class PhenopacketData:
     root: Path
     min_cases: int
     sites: Mapping[str, float]
+    split: Literal["publication", "patient"] = "publication"
     test_share: float
+    calibration_share: float = 0.0
     new_publications_share: float
     most_cases: int | None = None
     publications_seed: int | None = None
     public_text_apart: bool = False
+
+    def __post_init__(self) -> None:
+        for key in ("test_share", "calibration_share", "new_publications_share"):
+            require_within(key, getattr(self, key), 0, 1)
+        both = self.test_share + self.calibration_share
+        require(both < 1, "test_share", f"{both:g} with calibration_share", "less than 1 together")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +102,7 @@ class TileData:
         slides_apart: Sources of so few patients that their slides, and not their patients, are kept on one
             side of every split.
         test_share: Share of each source that is tested on.
+        calibration_share: Share of each source that is set aside to calibrate finished students with.
         public_share: Share of each source that no site has: a tiny base and a slide eye learn to see from it.
         public_size: Height and width of these public tiles, pixels.
         stain: Whether sites normalize the stains of their tiles; as in ``Views``.
@@ -101,16 +117,18 @@ class TileData:
     mixed_share: float
     slides_apart: tuple[str, ...] = ()
     test_share: float
+    calibration_share: float = 0.0
     public_share: float
     public_size: int
     stain: Stain = "keep"
     unit: str = "source image"
 
     def __post_init__(self) -> None:
-        for key in ("mixed_share", "test_share", "public_share"):
+        for key in ("mixed_share", "test_share", "calibration_share", "public_share"):
             require_within(key, getattr(self, key), 0, 1)
-        both = self.test_share + self.public_share
-        require(both < 1, "test_share", f"{both:g} with public_share", "less than 1 together")
+        together = self.test_share + self.calibration_share + self.public_share
+        others = f"{together:g} with calibration_share and public_share"
+        require(together < 1, "test_share", others, "less than 1 together")
         require_whole("public_size", self.public_size, 1)
 
 

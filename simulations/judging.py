@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 import numpy as np
@@ -22,6 +22,7 @@ from simulations.comparisons import (
     teacher_lists,
     test_cases,
 )
+from simulations.kept import Trained
 from simulations.linear import rank_by_findings
 from simulations.planning import AllModels
 from simulations.populations import Population, Populations
@@ -32,12 +33,15 @@ from simulations.results import (
     RunResult,
     TrackResult,
 )
+from simulations.retrieving import Retrieved, judge_retrieval
 from simulations.scores import mean_over_sites, score
 from simulations.settings import SimulationSettings
 from simulations.stages import Stages
-from simulations.students import AllStudents, Students, Trained, federated_state, federated_student
+from simulations.students import AllStudents, Students, federated_student
 from simulations.sweep import is_swept
+from simulations.text_reference import rank_by_text
 
+TEXT_LINEAR = "text_linear"
 LINEAR_MODELS = MappingProxyType({"linear_model": False, "linear_model_with_exclusions": True})
 """By method: whether findings that were looked for and not found are read too; of text tracks."""
 EYE_SETS: Mapping[Modality, EyeSets] = MappingProxyType(
@@ -76,11 +80,13 @@ class Judgement:
 
     Attributes:
         students: By method, as they were trained.
-        references: Teachers and linear models, by method: what students stand beside.
+        references: Teachers, linear models and methods of retrieval, by method: what students stand beside.
+        costs: What methods of retrieval found and what they took, by method.
     """
 
     students: Verdicts
     references: Mapping[str, Verdict]
+    costs: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
 
 
 def judge_all(
@@ -107,15 +113,33 @@ def judge_all(
         references[track] |= _linear_rankings(settings, population, stages)
     total = sum(_cases(populations[track]) * _students(trained[track]) for track in populations)
     with stages.stage("students_tested", total) as advance:
-        return {
+        benches = {
+            track: Bench(population, models[track].student, plan.track(track), settings.evaluation, advance)
+            for track, population in populations.items()
+        }
+        judged = {
             track: _judge_track(
-                Bench(population, models[track].student, plan.track(track), settings.evaluation, advance),
+                bench,
                 trained[track],
                 references[track],
                 teacher_lists(rankings[track]["teacher"], settings.evaluation.teacher_top),
             )
-            for track, population in populations.items()
+            for track, bench in benches.items()
         }
+    return {
+        track: _with_retrieval(
+            one,
+            judge_retrieval(
+                settings,
+                populations[track],
+                benches[track],
+                models[track].student,
+                federated_student(trained[track]),
+                stages,
+            ),
+        )
+        for track, one in judged.items()
+    }
 
 
 def _judge_track(bench: Bench, trained: Students, references: Rankings, lists: TeacherLists) -> Judgement:
@@ -123,6 +147,12 @@ def _judge_track(bench: Bench, trained: Students, references: Rankings, lists: T
         students={method: _judge(bench, one, lists) for method, one in trained.items()},
         references={name: Verdict.of(bench.judge_rankings(found)) for name, found in references.items()},
     )
+
+
+def _with_retrieval(judged: Judgement, found: Mapping[str, Retrieved]) -> Judgement:
+    verdicts = {name: Verdict(union=one.union, new=one.new) for name, one in found.items()}
+    costs = {name: one.costs for name, one in found.items()}
+    return replace(judged, references={**judged.references, **verdicts}, costs=costs)
 
 
 def _cases(population: Population) -> int:
@@ -136,22 +166,28 @@ def _students(trained: Students) -> int:
 def _linear_rankings(
     settings: SimulationSettings, population: Population, stages: Stages
 ) -> dict[str, Mapping[str, Ranking]]:
-    """What linear models on the coded findings say, of a text track."""
+    """What linear models on the coded findings, and on the notes' words, say, of a text track."""
     if population.text is None:
         return {}
+    train = [record for site in sorted(population.sites) for record in population.sites[site].train]
+    cases = [*population.test, *population.new_publications]
+    answers, views, track = population.answers, population.views, population.track.name
     found: dict[str, Mapping[str, Ranking]] = {}
     for name in settings.methods:
         if name in LINEAR_MODELS:
             with stages.stage(name):
                 found[name] = rank_by_findings(
-                    [record for site in sorted(population.sites) for record in population.sites[site].train],
-                    [*population.test, *population.new_publications],
-                    population.answers,
-                    population.views,
+                    train,
+                    cases,
+                    answers,
+                    views,
                     population.text.parents,
-                    population.track.name,
+                    track,
                     exclusions=LINEAR_MODELS[name],
                 )
+        if name == TEXT_LINEAR:
+            with stages.stage(name):
+                found[name] = rank_by_text(train, cases, answers, views, track)
     return found
 
 
@@ -159,8 +195,8 @@ def _judge(
     bench: Bench, one: Trained | Mapping[SiteId, Trained], lists: TeacherLists
 ) -> Verdict | dict[SiteId, Verdict]:
     if isinstance(one, Trained):
-        return Verdict.of(bench.judge(one.adapter, lists))
-    return {site: Verdict.of(bench.judge(student.adapter, lists)) for site, student in one.items()}
+        return Verdict.of(bench.judge(one, lists))
+    return {site: Verdict.of(bench.judge(student, lists)) for site, student in one.items()}
 
 
 def collect(
@@ -171,7 +207,6 @@ def collect(
     stages: Stages,
 ) -> RunResult:
     """All figures of the run."""
-    states = [federated_state(students) for students in trained.values()]
     mains = [federated_student(students) for students in trained.values()]
     # The plan's whole promise is in each: the one whose patients lost most speaks for all.
     privacy = max((main.privacy or {} for main in mains), key=lambda block: block.get("epsilon") or 0.0)
@@ -185,8 +220,8 @@ def collect(
         },
         privacy=privacy,
         aggregation=AggregationResult.of(
-            [report for state in states for report in state.history],
-            retried=sum(state.retried for state in states),
+            [report for main in mains for report in main.rounds],
+            retried=sum(main.retried for main in mains),
             work_seconds=sum(main.work_seconds for main in mains),
         ),
     )
@@ -203,7 +238,9 @@ def _track_result(
         for site, patients in population.sites.items()
     }
     methods: dict[str, MethodResult | MethodBySite] = {
-        name: _method(verdict, {}, None, _draws(settings.seed, name))
+        name: replace(
+            _method(verdict, {}, None, _draws(settings.seed, name)), retrieval=judged.costs.get(name)
+        )
         for name, verdict in judged.references.items()
     }
     for name, verdict in judged.students.items():

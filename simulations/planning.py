@@ -110,6 +110,37 @@ def imitation_plan(plan: RunPlan) -> RunPlan:
     return replace(plan, name=f"{plan.name} sft", tracks=tuple(_imitating(track) for track in plan.tracks))
 
 
+def halved(plan: RunPlan, *, first: bool) -> RunPlan:
+    """The plan with the first half of its rounds, or with the other ones; each has at least one."""
+    return replace(plan, tracks=tuple(_half(track, first) for track in plan.tracks))
+
+
+def _half(track: TrackPlan, first: bool) -> TrackPlan:
+    rounds = track.training.rounds
+    part = max(1, rounds // 2) if first else max(1, rounds - rounds // 2)
+    return replace(track, training=replace(track.training, rounds=part))
+
+
+def dpo_plan(plan: RunPlan) -> RunPlan:
+    """The second half of the same plan with DPO's loss on the same pairs."""
+    half = halved(plan, first=False)
+    weight = type(plan.tracks[0].training).orpo_lambda
+    tracks = tuple(
+        replace(track, training=replace(track.training, loss="dpo", orpo_lambda=weight))
+        for track in half.tracks
+    )
+    return replace(half, name=f"{plan.name} dpo", tracks=tracks)
+
+
+def starting_from(plan: RunPlan, adapters: Mapping[str, Adapter]) -> RunPlan:
+    """The plan with these adapters, by track, to begin with."""
+    tracks = tuple(
+        replace(track, adapter=replace(track.adapter, factors_digest=adapters[track.track].digest()))
+        for track in plan.tracks
+    )
+    return replace(plan, tracks=tracks)
+
+
 def _imitating(track: TrackPlan) -> TrackPlan:
     preferences = replace(track.preferences, label_policy="label_first", chosen_length=1)
     return replace(track, preferences=preferences, training=replace(track.training, orpo_lambda=0.0))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 
 from client.patients.records import PatientRecord, Problem
 from client.site_patients import SitePatients, Views
@@ -54,6 +55,34 @@ Populations = Mapping[str, Population]
 """By track; a patient of two tracks is in both."""
 
 
+def set_aside(
+    population: Population, share: float, seed: int, unit: Callable[[PatientRecord], str]
+) -> Population:
+    """The population with about this share of each site's training patients set aside for calibration.
+
+    ``unit`` says what is moved as a whole: a patient, or what several records belong to.
+
+    Guarantee: who is moved depends on his unit and the seed alone, so that a patient of two tracks is moved
+    in both.
+    """
+    if not share:
+        return population
+
+    def moved(record: PatientRecord) -> bool:
+        digest = hashlib.sha256(f"{seed} calibration {unit(record)}".encode()).digest()
+        return int.from_bytes(digest[:6], "big") < share * 2**48
+
+    sites = {
+        site: replace(
+            patients,
+            train=tuple(record for record in patients.train if not moved(record)),
+            calibration=tuple(record for record in patients.train if moved(record)),
+        )
+        for site, patients in population.sites.items()
+    }
+    return replace(population, sites=sites)
+
+
 def everyone(populations: Populations) -> dict[SiteId, SitePatients]:
     """The patients of every site over all tracks, each once: what the site's one teacher learns from."""
     merged: dict[SiteId, SitePatients] = {}
@@ -67,6 +96,6 @@ def everyone(populations: Populations) -> dict[SiteId, SitePatients]:
 def _joined(one: SitePatients, other: SitePatients) -> SitePatients:
     parts = {
         part: tuple({r.patient_id: r for r in (*getattr(one, part), *getattr(other, part))}.values())
-        for part in ("train", "test")
+        for part in ("train", "calibration", "test")
     }
     return SitePatients(**parts, views=one.views)

@@ -143,7 +143,8 @@ def _frequencies(
 ) -> dict[str, float]:
     found: dict[str, float] = {}
     for phenotype in row.get("phenotypes", []):
-        if phenotype.get("ref") in unread:
+        # An annotation may name several publications.
+        if not unread.isdisjoint(part.strip() for part in str(phenotype.get("ref", "")).split(";")):
             continue
         frequency = float(phenotype.get("freq", UNSTATED_FREQUENCY))
         if phenotype.get("qualifier") != "NOT" and frequency > 0:

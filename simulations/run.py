@@ -1,4 +1,4 @@
-"""`consilium-simulate`: a whole federation on one machine.
+"""A whole federation on one machine, from patients to report.
 
 Hospitals, teachers, pairs, rounds over the real ServerApp and ClientApp, the students it is compared with,
 ``results.json``, ``predictions/``, ``students/`` and ``report.html``.
@@ -6,29 +6,20 @@ Hospitals, teachers, pairs, rounds over the real ServerApp and ClientApp, the st
 
 from __future__ import annotations
 
-import logging
-import sys
-import warnings
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import hydra
 import torch
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-from transformers.utils.logging import disable_progress_bar
 
 from client.student.predict import StudentCard, save_student
 from client.student.predictions import write_predictions
 from common.atomic import write_atomically
 from common.canonical import canonical_json
-from common.errors import FederationError
 from common.plan import RunPlan, TrackPlan
+from simulations.cases import known_cases, write_cases
 from simulations.judging import Judgement, Verdict, collect, judge_all
 from simulations.models import gather_models
 from simulations.planning import AllModels, Models, make_plan
@@ -37,19 +28,17 @@ from simulations.privacy import most_charged
 from simulations.report import RunPicture, SiteHolding, TrackPicture, write_report
 from simulations.results import predictions_path, write_results
 from simulations.scenarios import populations_of
-from simulations.settings import SimulationSettings, simulation_settings
+from simulations.settings import SimulationSettings
 from simulations.stages import Stages
 from simulations.students import (
     AllStudents,
     Students,
-    federated_state,
     federated_student,
     train_students,
 )
 from simulations.table import print_results
 from simulations.tradeoff import write_tradeoff
 
-CONFIG = "pkg://simulations.conf"
 LEDGER_LINES = "ledger.jsonl"
 
 
@@ -103,6 +92,7 @@ def write_outputs(
     the report."""
     for track, population in populations.items():
         _write_predictions(settings.out, track, judged[track])
+        write_cases(settings.out, track, known_cases(population))
         save_student(
             settings.out / "students" / track,
             federated_student(trained[track]).adapter,
@@ -170,42 +160,5 @@ def _picture_track(population: Population, trained: Students, judged: Judgement)
         if isinstance(verdict, Verdict) and name != "base"
     }
     return TrackPicture(
-        answers=population.answers, holdings=holdings, rounds=federated_state(trained).history, bins=bins
+        answers=population.answers, holdings=holdings, rounds=federated_student(trained).rounds, bins=bins
     )
-
-
-def _run_composed(config: DictConfig) -> None:
-    composed = OmegaConf.to_container(config, resolve=True)
-    assert isinstance(composed, dict)
-    settings = simulation_settings({str(key): value for key, value in composed.items()})
-    if HydraConfig.get().mode == RunMode.MULTIRUN:
-        settings = replace(settings, out=settings.out / str(HydraConfig.get().job.num))
-    run_simulation(settings, Console())
-
-
-def main() -> None:
-    """Run the command. Exit status: 0 all well, 1 a run that failed, 2 settings that make no sense."""
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    # Its bars, one for every model that is loaded or saved, would tear the run's own apart.
-    disable_progress_bar()
-    run = hydra.main(version_base="1.3", config_path=CONFIG, config_name="config")(_guarded)
-    run()
-
-
-def _guarded(config: DictConfig) -> None:
-    try:
-        _run_composed(config)
-    except ValueError as error:
-        _end(error, 2)
-    except (FederationError, OSError) as error:
-        _end(error, 1)
-
-
-def _end(error: Exception, status: int) -> None:
-    print(f"consilium-simulate: {error}", file=sys.stderr)  # noqa: T201 - the command's own last word
-    sys.exit(status)
-
-
-if __name__ == "__main__":
-    main()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +14,13 @@ from client.patients.records import PatientRecord, PhotoRef
 from client.patients.splits import split_by_patient
 from client.site_patients import SitePatients, Views
 from common.errors import BadFileError
-from common.ids import site_id
+from common.ids import SiteId, site_id
 from common.tracks import RARE_DISEASE
 from simulations.data_settings import PhenopacketData, SyntheticData, TileData
 from simulations.faces import FACIAL_TERMS, render_face, visible_findings
 from simulations.hospital import load_casebook, make_hospitals
 from simulations.partition import hold_out_publications, split_by_publication
-from simulations.populations import Population, Populations
+from simulations.populations import Population, Populations, set_aside
 from simulations.public_text import from_hpo, from_syndromes, read_lines
 from simulations.settings import SimulationSettings
 from simulations.tile_scenarios import shared_patients, synthetic_slides, tile_population
@@ -33,6 +33,26 @@ FEWEST_LEFT = 5
 
 def populations_of(settings: SimulationSettings) -> Populations:
     """The scenario's patients as each of its tracks sees them. BadFileError where data are missing."""
+    data, found = settings.data, _populations_of(settings)
+    # Tiles of one slide, or of one patient, are alike: they are set aside together.
+    unit = group_of if isinstance(data, TileData) else patient_of
+    return {
+        track: set_aside(population, data.calibration_share, settings.seed, unit)
+        for track, population in found.items()
+    }
+
+
+def patient_of(record: PatientRecord) -> str:
+    """A patient is a unit."""
+    return record.patient_id
+
+
+def group_of(record: PatientRecord) -> str:
+    """A group of records is a unit, or a record without a group."""
+    return record.group or record.patient_id
+
+
+def _populations_of(settings: SimulationSettings) -> Populations:
     data, seed = settings.data, settings.seed
     if isinstance(data, TileData):
         return _by_track([tile_population(data, seed)])
@@ -118,7 +138,7 @@ def phenopacket_population(
     parts = split_by_patient(rest, {"train": 1 - data.test_share, "test": data.test_share}, seed)
     views = Views(facial="hide", facial_ids=facial)
     shares = {site_id(name): share for name, share in data.sites.items()}
-    by_site = split_by_publication(rest, shares, seed=seed)
+    by_site = _dealt(rest, shares, data, seed)
     train = {record.patient_id for record in parts["train"]}
     return Population(
         track=RARE_DISEASE,
@@ -148,6 +168,17 @@ def phenopacket_population(
         ),
         problems=found.problems,
     )
+
+
+def _dealt(
+    records: Sequence[PatientRecord], shares: Mapping[SiteId, float], data: PhenopacketData, seed: int
+) -> Mapping[SiteId, tuple[PatientRecord, ...]]:
+    if data.split == "publication":
+        return split_by_publication(records, shares, seed=seed)
+    total = sum(shares.values())
+    # Another seed than that of train and test, which would deal the same patients to the same side.
+    dealt = split_by_patient(records, {site: share / total for site, share in shares.items()}, seed + 1)
+    return {site_id(name): members for name, members in dealt.items()}
 
 
 def _with_photos(

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from client.teacher.fit import TeacherRecipe
 from common.adapter import AdapterMode
 from common.canonical import plain
-from common.checks import require, require_once, require_positive
+from common.checks import require, require_once
 from common.errors import SettingsError
 from common.learning_plan import PreferencePlan, ServerOptimizerPlan, Side, TeacherMode, TrainingPlan
 from common.plan import AggregationPlan
@@ -20,14 +20,20 @@ from common.privacy_plan import PrivacyMode, Stop
 from common.settings import load_settings
 from common.tracks import TRACKS
 from simulations.data_settings import DATA_KINDS, Data, rest_of
+from simulations.method_settings import (
+    CALIBRATIONS,
+    MAIN,
+    METHODS,
+    AloneSettings,
+    CalibrationSettings,
+    EvaluationSettings,
+    RetrievalSettings,
+    SweepPoint,
+)
 from simulations.tiny_base import BaseRecipe
 from simulations.tiny_eyes import EyesRecipe
 from simulations.tiny_sight import SightRecipe
 from simulations.tiny_slide_eye import SlideEyeRecipe
-
-METHODS = ("base", "teacher", "linear_model", "linear_model_with_exclusions", "local_orpo", "pooled_orpo",
-           "federated_orpo", "local_sft", "pooled_sft", "federated_sft")  # fmt: skip
-
 
 OWN_PARTS = frozenset({"adapter", "preferences", "training", "server_optimizer", "privacy"})
 """What may be said of one track alone, under ``tracks``; of ``privacy`` its ``clip_norm``."""
@@ -117,56 +123,6 @@ class PlanSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AloneSettings:
-    """How the students without a federation are trained; data, steps and loss are the plan's.
-
-    Attributes:
-        learning_rate: Of AdamW over both blocks, with a cosine schedule.
-    """
-
-    learning_rate: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluationSettings:
-    """How students are judged.
-
-    Attributes:
-        top: Answers of a list.
-        free_cases: Cases that are also decoded freely, for the invalid-answer rate.
-        max_answer_tokens: Longest free answer.
-        teacher_top: Length of the teacher's top and bottom lists for coverage and avoidance.
-    """
-
-    top: int
-    free_cases: int
-    max_answer_tokens: int
-    teacher_top: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class SweepPoint:
-    """A promise to train another student under, everything else being as in the run's own plan.
-
-    Attributes:
-        mode: Who draws the noise; as in ``PrivacyPlan``.
-        epsilon: Of teacher and student together; the teacher's part is the same share of it as in the run's
-            own plan.
-    """
-
-    mode: Literal["distributed", "local"]
-    epsilon: float
-
-    def __post_init__(self) -> None:
-        require_positive("epsilon", self.epsilon)
-
-    @property
-    def name(self) -> str:
-        """As methods and folders are named, for example ``distributed_eps_8``."""
-        return f"{self.mode}_eps_{self.epsilon:g}".replace(".", "-").replace("+", "")
-
-
-@dataclass(frozen=True, kw_only=True)
 class SimulationSettings:
     """All of a simulation.
 
@@ -196,6 +152,12 @@ class SimulationSettings:
         sweep: Promises to compare: one student each, and one without noise; none without a sweep.
         models_seed: Of the frozen models that are made, and of the public text they learn from; null takes
             ``seed``. Runs that differ in their seed then share them.
+        calibration: Of the finished student, for the methods that calibrate it.
+        retrieval: Of the methods with documents.
+        seeds: A run for each of these seeds, put together as evidence at the end; without any, one run of
+            ``seed``.
+        variants: By name, what a variant of the run sets otherwise, by dotted key; each is a run of its own,
+            put beside the run as it is. None without variants.
     """
 
     name: str
@@ -222,6 +184,10 @@ class SimulationSettings:
     caps: Mapping[str, float] = field(default_factory=dict)
     sweep: tuple[SweepPoint, ...] = ()
     models_seed: int | None = None
+    calibration: CalibrationSettings | None = None
+    retrieval: RetrievalSettings = field(default_factory=RetrievalSettings)
+    seeds: tuple[int, ...] = ()
+    variants: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @property
     def frozen_seed(self) -> int:
@@ -232,18 +198,33 @@ class SimulationSettings:
         unknown = [name for name in self.methods if name not in METHODS]
         if unknown:
             raise SettingsError("methods", unknown[0], f"one of {', '.join(METHODS)}")
-        if "federated_orpo" not in self.methods:
+        if MAIN not in self.methods:
             raise SettingsError("methods", ", ".join(self.methods), "federated_orpo among them")
         if self.threads < 1:
             raise SettingsError("threads", self.threads, "a whole number >= 1")
         for name, change in self.tracks.items():
             _require_own(name, change)
+        self._require_calibration()
+        if self.seeds:
+            require_once("seeds", [str(seed) for seed in self.seeds])
+        require(not (self.seeds and self.variants), "variants", len(self.variants), "none beside seeds")
         if self.sweep:
             mode = self.plan.privacy.mode
             # One step a round at rate 1, which that mode asks for, is what the modes can be compared at.
-            expected = "distributed, from whose plan the points of a sweep are made"
-            require(mode == "distributed", "plan.privacy.mode", mode, expected)
+            expected = "distributed or none, from whose plan the points of a sweep are made"
+            require(mode in ("distributed", "none"), "plan.privacy.mode", mode, expected)
+            for key in ("epsilon", "delta", "clip_norm"):
+                value = getattr(self.plan.privacy, key)
+                require(value is not None, f"plan.privacy.{key}", "nothing", "a number, for the sweep")
             require_once("sweep", [point.name for point in self.sweep])
+
+    def _require_calibration(self) -> None:
+        wanted = [name for name in CALIBRATIONS if f"federated_orpo_{name}" in self.methods]
+        if not wanted:
+            return
+        require(self.calibration is not None, "calibration", "nothing", f"settings, for {', '.join(wanted)}")
+        share = self.data.calibration_share
+        require(share > 0, "data.calibration_share", share, f"more than 0, for {', '.join(wanted)}")
 
     @cached_property
     def plans(self) -> Mapping[str, PlanSettings]:

@@ -14,11 +14,11 @@ from functools import partial
 
 from common.errors import SettingsError
 from common.plan import RunPlan
+from simulations.method_settings import MAIN, SweepPoint
 from simulations.planning import AllModels, make_plan
 from simulations.populations import Populations
-from simulations.settings import PlanSettings, SimulationSettings, SweepPoint
+from simulations.settings import PlanSettings, SimulationSettings
 
-MAIN = "federated_orpo"
 NO_NOISE = f"{MAIN}_no_noise"
 SWEEP_FOLDER = "sweep"
 
@@ -36,7 +36,7 @@ def sweep_plans(
     chosen: dict[str, Callable[[PlanSettings], PlanSettings]] = {}
     if settings.sweep:
         points = {method_of(settings, point): partial(at_point, point=point) for point in settings.sweep}
-        chosen = points | {NO_NOISE: without_noise}
+        chosen = points | {no_noise_of(settings): without_noise}
     return {
         method: make_plan(
             f"{settings.name} {method}",
@@ -56,19 +56,29 @@ def method_of(settings: SimulationSettings, point: SweepPoint) -> str:
     return MAIN if (own.mode, own.epsilon) == (point.mode, point.epsilon) else f"{MAIN}_{point.name}"
 
 
+def no_noise_of(settings: SimulationSettings) -> str:
+    """The method without noise that the points are compared with: the main one where its plan adds none."""
+    return MAIN if settings.plan.privacy.mode == "none" else NO_NOISE
+
+
 def is_swept(method: str) -> bool:
     """Whether a method is a sweep's, and not the main one."""
-    return method.startswith(f"{MAIN}_")
+    return method == NO_NOISE or method.startswith((f"{MAIN}_distributed_", f"{MAIN}_local_"))
 
 
 def at_point(settings: PlanSettings, point: SweepPoint) -> PlanSettings:
-    """The settings with a point's promise; a DP teacher's share of epsilon stays what it is."""
+    """The settings with a point's promise; a DP teacher's share of epsilon stays what it is.
+
+    Settings without noise that say how a teacher learns under privacy get such a teacher.
+    """
     own = settings.privacy
     if own.epsilon is None:
         raise ValueError("Expected settings with an epsilon, got none")
     teacher = own.teacher
     if teacher is not None:
         teacher = replace(teacher, epsilon=teacher.epsilon * point.epsilon / own.epsilon)
+        if own.mode == "none" and settings.teacher.privacy == "none":
+            settings = replace(settings, teacher=replace(settings.teacher, privacy="dp"))
     promised = replace(own, mode=point.mode, epsilon=point.epsilon, teacher=teacher)
     if point.mode == "local":
         # A site's noise is whole there, whoever tells his own and whoever is lost.

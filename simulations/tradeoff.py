@@ -15,14 +15,16 @@ import numpy as np
 
 from common.atomic import write_atomically
 from simulations.judging import Judgement, Verdict
+from simulations.kept import Trained
+from simulations.method_settings import SweepPoint
 from simulations.pages import render_template
 from simulations.plots import BarredCurve, Level, draw_barred
 from simulations.results import DIGITS
 from simulations.scores import DRAWS, LEVEL, Outcomes
-from simulations.settings import SimulationSettings, SweepPoint
+from simulations.settings import SimulationSettings
 from simulations.standings import percent, percent_interval
-from simulations.students import Students, Trained
-from simulations.sweep import NO_NOISE, method_of, noise_std
+from simulations.students import Students
+from simulations.sweep import method_of, no_noise_of, noise_std
 
 SWEEP_SCHEMA = 1
 SWEEP_FILE = "sweep.json"
@@ -61,13 +63,13 @@ def sweep_block(
         "scenario": settings.name,
         "seed": settings.seed,
         "track": name,
-        "sites": len(_student(trained, NO_NOISE)[1].sites),
+        "sites": len(_student(trained, no_noise_of(settings))[1].sites),
         "n_train": track["n_train"],
         "n_test": track["n_test"],
         "n_answers": track["n_answers"],
         "delta": settings.plan.privacy.delta,
         "points": [_point(point, method_of(settings, point), track, trained) for point in points],
-        "no_noise": _figures(NO_NOISE, track),
+        "no_noise": _figures(no_noise_of(settings), track),
         "base": _figures("base", track),
         "gains": _gains(settings, trained, judged),
     }
@@ -121,9 +123,9 @@ def render_page(block: Mapping[str, Any]) -> str:
 def _student(trained: Students, method: str) -> tuple[Trained, Any]:
     """A federated student and its plan."""
     one = trained[method]
-    if not isinstance(one, Trained) or one.state is None:
+    if not isinstance(one, Trained) or one.plan is None:
         raise ValueError(f"Expected a federated student, got {method}")
-    return one, one.state.plan
+    return one, one.plan
 
 
 def _point(point: SweepPoint, method: str, track: Mapping[str, Any], trained: Students) -> dict[str, Any]:

@@ -35,6 +35,9 @@ SMALL = (
     "plan.adapter.rank=2",
     "evaluation.free_cases=3",
     "evaluation.max_answer_tokens=4",
+    "data.calibration_share=0.2",
+    "calibration={rounds: 2, refresh: 1, candidates: 4}",
+    "retrieval={cases: 3, longest_step: 3, longest_answer: 6}",
 )
 
 

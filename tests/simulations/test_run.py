@@ -8,9 +8,10 @@ from rich.console import Console
 from client.student.predict import load_student
 from client.student.predictions import read_predictions
 from common.errors import BadFileError, SettingsError
+from simulations.method_settings import METHODS
 from simulations.results import without_times
 from simulations.run import run_simulation
-from simulations.settings import METHODS, SimulationSettings
+from simulations.settings import SimulationSettings
 from tests.simulations.small import small_settings
 
 

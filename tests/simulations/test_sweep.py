@@ -29,11 +29,12 @@ from common.plan import RunPlan
 from common.tracks import RARE_DISEASE, Answer, AnswerList
 from server.aggregate import private_mean
 from simulations.data_settings import PhenopacketData, SyntheticData
+from simulations.method_settings import METHODS, SweepPoint
 from simulations.plots import BarredCurve, Level, draw_barred
 from simulations.results import NO_PRIVACY, predictions_path
 from simulations.run import run_simulation
 from simulations.scores import Outcomes
-from simulations.settings import METHODS, SimulationSettings, SweepPoint, simulation_settings
+from simulations.settings import SimulationSettings, simulation_settings
 from simulations.sweep import is_swept, method_of, noise_std, sweep_plans
 from simulations.tradeoff import paired_difference, render_page
 from tests.simulations.small import small_settings

@@ -17,9 +17,10 @@ from common.errors import SettingsError
 from common.plan import RunPlan
 from common.privacy.ledger import Ledger
 from simulations.hospital import Purpose, stream
+from simulations.method_settings import SweepPoint
 from simulations.run import run_simulation
 from simulations.scenarios import populations_of
-from simulations.settings import SimulationSettings, SweepPoint
+from simulations.settings import SimulationSettings
 from simulations.slide_drawing import Stain
 from simulations.slides import TISSUES, draw_stain, draw_tile
 from simulations.sweep import sweep_plans
