@@ -14,6 +14,7 @@ from client.budget import SiteBudget
 from client.session import SiteSession, Work
 from client.session_store import MemoryStore, SessionStore
 from common.adapter import Adapter, AdapterMode, AdapterSpec, ModuleShape, initial_adapter
+from common.calibration_plan import CalibrationPlan
 from common.evaluation_counts import EvaluationCounts
 from common.fixedpoint import Words, encode_counts
 from common.ids import RoundId, RunId, SiteId, site_id
@@ -60,6 +61,7 @@ def tiny_plan(
     sites: tuple[SiteId, ...] = SITES,
     optimizer: Mapping[str, Any] | None = None,
     tracks: tuple[str, ...] = (TRACK,),
+    calibration: CalibrationPlan | None = None,
     **aggregation: Any,
 ) -> RunPlan:
     adapter = tiny_adapter() if adapter is None else adapter
@@ -82,6 +84,7 @@ def tiny_plan(
                 rounds=rounds, local_steps=1, patients_per_step=1, learning_rate=1e-3, max_prompt_tokens=64
             ),
             server_optimizer=ServerOptimizerPlan(**(optimizer or {})),
+            calibration=calibration,
         )
         for track in tracks
     )
@@ -152,9 +155,14 @@ def fake_identities(plan: RunPlan) -> dict[SiteId, Identity]:
     }
 
 
+def pulled(task: TrainTask) -> float:
+    """Something that hangs on the bins that a task names."""
+    return 1 + sum(rate for rate in task.bin_accuracy or () if rate is not None)
+
+
 @dataclass(frozen=True, kw_only=True)
 class FakeWork:
-    """Does every task; its delta depends on site, round and block only."""
+    """Does every task; its delta depends on site, round, block and bins only."""
 
     site: SiteId
     plan: RunPlan
@@ -180,7 +188,7 @@ class FakeWork:
         size = task.adapter.spec.size(task.adapter.spec.active_block(task.round_id))
         weight = self.patients / CAP
         return TrainWords(
-            delta=fixed_point.encode(weight * self.delta(task.round_id, size)),
+            delta=fixed_point.encode(weight * self.delta(task.round_id, size) * pulled(task)),
             weight=fixed_point.encode(np.array([weight])),
             counts=encode_counts([self.patients, 2 * self.patients, 1, 0]),
         )

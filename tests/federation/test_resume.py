@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from common.calibration_plan import CalibrationPlan
 from common.plan import RunPlan
 from common.privacy.ledger import Ledger
 from server.budget import LEDGER_FILE
@@ -28,6 +29,14 @@ PRIVATE = private_plan(
     privacy=replace(PRIVACY, spare_steps=1),
     track={"training": replace(private_plan().tracks[0].training, rounds=2)},
 )
+
+
+CALIBRATED = tiny_plan(
+    rounds=1,
+    optimizer={"momentum": 0.9},
+    calibration=CalibrationPlan(method="rcft", share=0.2, rounds=1, learning_rate=0.5),
+)
+TEMPERED = tiny_plan(rounds=2, calibration=CalibrationPlan(method="temperature", share=0.2))
 
 
 def undisturbed(plan: RunPlan, folder: Path) -> tuple[dict[str, TrackState], int]:
@@ -61,7 +70,10 @@ def charged(path: Path, cohort: str) -> list[tuple[str, int]]:
 
 def outcome(ended: dict[str, TrackState]) -> dict[str, object]:
     """What a run leaves behind, by track."""
-    return {name: (state.adapter.digest(), state.metrics) for name, state in ended.items()}
+    return {
+        name: (state.adapter.digest(), state.evaluation, state.measured, state.temperature)
+        for name, state in ended.items()
+    }
 
 
 def kill_everywhere(plan: RunPlan, folder: Path, stride: int) -> None:
@@ -76,6 +88,11 @@ def kill_everywhere(plan: RunPlan, folder: Path, stride: int) -> None:
 
 def test_after_a_crash_at_any_instant_the_adapter_is_that_of_an_undisturbed_run(tmp_path: Path) -> None:
     kill_everywhere(PLAIN, tmp_path, stride=5)
+
+
+@pytest.mark.parametrize("plan", [CALIBRATED, TEMPERED], ids=["rcft", "temperature"])
+def test_after_a_crash_at_any_instant_calibration_ends_as_undisturbed(plan: RunPlan, tmp_path: Path) -> None:
+    kill_everywhere(plan, tmp_path, stride=7)
 
 
 def test_after_a_crash_at_any_instant_of_two_tracks_both_end_as_undisturbed(tmp_path: Path) -> None:
