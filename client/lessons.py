@@ -7,7 +7,7 @@ answer head for each track. Its pairs are stored encrypted, a file a track.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from client.teacher.fit import TeacherRecipe
 from client.teacher.public import names_for
 from client.teacher.rank import Ranking, cross_fit, teachers_digest
 from client.teacher.sight import Memory
+from common.canonical import json_digest, plain
 from common.durable import sync_folder
 from common.errors import DigestMismatchError, FederationError
 from common.ids import SiteId
@@ -45,6 +46,10 @@ class Lessons:
     pairs: tuple[PreferencePair, ...]
     counts: PairCounts
     left_out: int
+
+
+KnownRankings = MutableMapping[str, Mapping[str, list[Ranking]]]
+"""By a digest of site, seed, teacher's plan, answers and patients; then by track."""
 
 
 class NoPairsError(FederationError):
@@ -75,6 +80,7 @@ class SiteTeaching:
         recipe: TeacherRecipe | None = None,
         budget: SiteBudget | None = None,
         excluded: Excluded = nobody,
+        known: KnownRankings | None = None,
     ) -> None:
         """Teaching for the tracks that ``plan`` has this site in.
 
@@ -89,6 +95,8 @@ class SiteTeaching:
             recipe: Of the teacher's training.
             budget: Of the patients; needed where the plan's teacher learns from them under privacy.
             excluded: Who takes no part any more; asked before a teacher is trained.
+            known: Rankings that equal teachers made before, which are not trained again; what is made here is
+                added. Teachers under privacy are never taken from it: each is paid for by itself.
 
         Raises:
             DigestMismatchError: The answers are not the plan's.
@@ -101,7 +109,7 @@ class SiteTeaching:
         # Of the others a student that was trained before is calibrated, and nobody teaches it.
         self._taught = tuple(track for track in self._tracks if track.training.rounds)
         self._memory, self._store, self._master_key, self._recipe = memory, store, master_key, recipe
-        self._excluded = excluded
+        self._excluded, self._known = excluded, known
         self._lessons: dict[str, Lessons] = {}
         for track in self._tracks:
             if self._answers[track.track].digest() != track.answers_digest:
@@ -214,6 +222,18 @@ class SiteTeaching:
         self, kept: Sequence[PatientRecord], answers: Mapping[str, AnswerList]
     ) -> Mapping[str, list[Ranking]]:
         """Every patient by a teacher that did not train on him, by track."""
+        if self._known is None or self._plan.teacher.privacy == "dp":
+            return self._cross_fit(kept, answers)
+        digests = {track: own.digest() for track, own in answers.items()}
+        ids = [record.patient_id for record in kept]
+        key = json_digest([self._site, self._plan.seed, plain(self._plan.teacher), digests, ids])
+        if key not in self._known:
+            self._known[key] = self._cross_fit(kept, answers)
+        return self._known[key]
+
+    def _cross_fit(
+        self, kept: Sequence[PatientRecord], answers: Mapping[str, AnswerList]
+    ) -> Mapping[str, list[Ranking]]:
         views = {record.patient_id: self.patients.views.view(record) for record in kept}
         return cross_fit(
             kept,

@@ -21,6 +21,7 @@ from client.teacher.fit import TeacherRecipe
 from client.teacher.public import names_for
 from client.teacher.rank import Ranking, public_rankings, rank_patients, site_teacher
 from client.teacher.sight import Memory, Sight
+from common.adapter import Adapter
 from common.ids import SiteId
 from common.metrics import FreeAnswer, count_case
 from common.plan import RunPlan, TrackPlan
@@ -104,6 +105,7 @@ class Bench:
         self._student, self._track, self._settings, self._progress = student, track, settings, on_progress
         self.answers: AnswerList = population.answers
         self.top = settings.top
+        self._judged_before: dict[str, tuple[list[RankedCase], list[FreeAnswer]]] = {}
         self.lists = track.preferences.chosen_length > 1
         self.union = test_cases(population.test, population)
         self.new = test_cases(population.new_publications, population)
@@ -118,8 +120,26 @@ class Bench:
         return [case.record.label[self._track.track] for case in cases]
 
     def judge(self, trained: Trained, lists: TeacherLists | None = None) -> tuple[Judged, Judged]:
-        """A student's answers on the union, and on new publications, its confidences tempered."""
-        self._student.load(trained.adapter)
+        """A student's answers on the union, and on new publications, its confidences tempered.
+
+        A temperature changes no answer: students of one adapter are asked once.
+        """
+        key = trained.adapter.digest()
+        if key not in self._judged_before:
+            self._judged_before[key] = self._asked(trained.adapter)
+        else:
+            self._progress(len(self.union) + len(self.new))
+        found, free = self._judged_before[key]
+        ranked = [case.tempered(trained.temperature) for case in found]
+        count = len(self.union)
+        return (
+            self._judged(self.union, ranked[:count], lists, dict(zip(self._free, free, strict=True))),
+            self._judged(self.new, ranked[count:], None, {}),
+        )
+
+    def _asked(self, adapter: Adapter) -> tuple[list[RankedCase], list[FreeAnswer]]:
+        """A student's answers to all cases, and what it writes freely to some of the union."""
+        self._student.load(adapter)
         longest = self._track.training.max_prompt_tokens
         found = rank_cases(
             self._student,
@@ -129,7 +149,6 @@ class Bench:
             max_prompt_tokens=longest,
             on_progress=self._progress,
         )
-        ranked = [case.tempered(trained.temperature) for case in found]
         free = free_answers(
             self._student,
             [self.union[row].prompt for row in self._free],
@@ -138,11 +157,7 @@ class Bench:
             max_prompt_tokens=longest,
             max_answer_tokens=self._settings.max_answer_tokens,
         )
-        count = len(self.union)
-        return (
-            self._judged(self.union, ranked[:count], lists, dict(zip(self._free, free, strict=True))),
-            self._judged(self.new, ranked[count:], None, {}),
-        )
+        return found, free
 
     def judge_rankings(self, rankings: Mapping[str, Ranking]) -> tuple[Judged, Judged]:
         """Rankings by patient id, on the union and on new publications; who is not ranked has no answer.

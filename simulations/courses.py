@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Protocol
 
+from client.lessons import KnownRankings
 from client.student.branches import PatientPairs
 from client.student.fit import LocalUpdate, fit_alone
 from client.student.model import Student
@@ -63,6 +64,7 @@ class Course:
         models: By track: base, the adapter to start from, and student.
         loss: As methods name it.
         stages: The run's.
+        known: Rankings of teachers that an earlier course trained alike.
     """
 
     settings: SimulationSettings
@@ -71,13 +73,21 @@ class Course:
     models: AllModels
     loss: str
     stages: Stages
+    known: KnownRankings = field(default_factory=dict)
 
     @cached_property
     def workers(self) -> Workers:
         """The plan's sites with their teachers trained and their pairs made, when they are first needed."""
         settings = self.settings
-        home = settings.out / "sites"
-        workers = make_workers(self.plan, self.populations, self.models, home, settings.recipe, settings.caps)
+        workers = make_workers(
+            self.plan,
+            self.populations,
+            self.models,
+            settings.out / "sites",
+            settings.recipe,
+            settings.caps,
+            self.known,
+        )
         everybody = [(track, worker) for track, own in workers.items() for worker in own.values()]
         with self.stages.stage(f"teachers_and_pairs_{self.loss}", len(everybody)) as advance:
             for track, worker in everybody:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from client.app import app as client_app
 from client.budget import SiteBudget
-from client.lessons import SiteTeaching
+from client.lessons import KnownRankings, SiteTeaching
 from client.preferences.store import create_master_key, read_master_key
 from client.session import SiteSession, Work
 from client.session_store import MemoryStore
@@ -84,8 +84,12 @@ def make_workers(
     home: Path,
     recipe: TeacherRecipe,
     caps: Mapping[str, float] | None = None,
+    known: KnownRankings | None = None,
 ) -> Workers:
-    """A worker for each site of each track; a site has one home for its key, its pairs and its ledger."""
+    """A worker for each site of each track; a site has one home for its key, its pairs and its ledger.
+
+    ``known`` are rankings of equal teachers, as of `SiteTeaching`.
+    """
     budgets = make_budgets(plan, home, caps)
     answers = {track: population.answers for track, population in populations.items()}
     teaching = {
@@ -99,6 +103,7 @@ def make_workers(
             master_key=_master_key(home / site),
             recipe=recipe,
             budget=budgets.get(site),
+            known=known,
         )
         for site, patients in sorted(everyone(populations).items())
     }

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from client.teacher.fit import TeacherRecipe
 from common.adapter import AdapterMode
 from common.canonical import plain
-from common.checks import require, require_once
+from common.checks import require, require_once, require_whole
 from common.errors import SettingsError
 from common.learning_plan import PreferencePlan, ServerOptimizerPlan, Side, TeacherMode, TrainingPlan
 from common.plan import AggregationPlan
@@ -120,6 +120,10 @@ class PlanSettings:
     server_optimizer: ServerOptimizerPlan
     aggregation: AggregationPlan
     privacy: PrivacySettings = field(default_factory=PrivacySettings)
+
+    def __post_init__(self) -> None:
+        # A plan of calibration alone has none; a simulation makes such plans itself.
+        require_whole("training.rounds", self.training.rounds, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
