@@ -1,3 +1,5 @@
+import gzip
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -82,3 +84,31 @@ def test_hidden_findings_are_in_no_public_note_of_the_real_ontology() -> None:
     assert len(text.diseases) == 51
     assert [disease.name for disease in text.diseases if disease.planned] == ["Neurofibromatosis, type 1"]
     assert not any(hidden & set(disease.frequencies) for disease in text.diseases)
+
+
+def test_what_was_annotated_from_a_publication_that_must_not_be_read_is_not_in_the_text(
+    tmp_path: Path,
+) -> None:
+    terms = [{"id": f"HP:{i}", "label": f"Sign {i}", "is_phenotype": True} for i in range(1, 7)]
+    sources = ["PMID:1", "PMID:2;PMID:3", "PMID:9 ; PMID:1", "PMID:4", ""]
+    disease = {
+        "disease_id": "OMIM:1",
+        "name": "Some disease",
+        "phenotypes": [{"id": f"HP:{i}", "freq": 0.5, "ref": ref} for i, ref in enumerate(sources, start=1)],
+        "hpo_2025": ["HP:6"],
+    }
+    for name, rows in (("hp_terms", terms), ("disease_annotations", [disease])):
+        with gzip.open(tmp_path / f"{name}.jsonl.gz", "wt") as file:
+            file.writelines(f"{json.dumps(row)}\n" for row in rows)
+
+    def findings(**options: object) -> set[str]:
+        text = from_hpo(
+            tmp_path, {"OMIM:1": "Some disease"}, frozenset(), other_diseases=0, seed=0, **options
+        )
+        return set(text.diseases[0].frequencies) if text.diseases else set()
+
+    assert findings() == {f"HP:{i}" for i in range(1, 7)}
+    assert findings(unread=frozenset({"PMID:1"})) == {"HP:2", "HP:4", "HP:5", "HP:6"}
+    # Without the lists of the newest release two findings are left: too few to describe a disease.
+    assert findings(unread=frozenset({"PMID:1", "PMID:3"}), newest_lists=False) == set()
+    assert findings(unread=frozenset({"PMID:1"}), newest_lists=False) == {"HP:2", "HP:4", "HP:5"}
