@@ -366,3 +366,24 @@ def test_a_student_of_images_is_calibrated_too(sighted: Student, tissues: Answer
         losses = calibration_losses(sighted, found, plan, RCFT, HALF).loss
         expected = [plain_rcft(sighted, case, RCFT, HALF) for case in found]
     np.testing.assert_allclose(losses.numpy(), expected, rtol=1e-3)
+
+
+def test_steps_of_rcft_bring_confidences_to_the_accuracy_of_their_bin(
+    student: Student, answers: AnswerList
+) -> None:
+    cases, tokens, adapter = cases_of(student, answers), tokens_of(student, answers), moved(student)
+    plan = replace(PLAN, rounds=0, local_steps=40, patients_per_step=3, learning_rate=0.01)
+    accuracies = (0.5,) * BINS
+    pulls = []
+    for weight in (100.0, 1e-6):
+        calibration = replace(RCFT, weight=weight, candidates=5)
+        update = calibrate_fit(
+            student, adapter, Block.B, cases, plan, calibration,
+            answers=tokens, round_id=1, seed=1, bin_accuracy=accuracies,
+        )  # fmt: skip
+        student.load(update.adapter)
+        found = candidates(student, cases, tokens, 5)
+        with torch.no_grad():
+            losses = calibration_losses(student, found, plan, replace(calibration, weight=1.0), accuracies)
+        pulls.append(float((losses.loss - losses.nll).mean()))
+    assert pulls[0] < 0.5 * pulls[1], pulls
