@@ -21,6 +21,7 @@ from client.approvals import (
 from client.home import ConsortiumHome
 from client.settings import ModelSettings
 from common.audit import AuditLog, verify
+from common.calibration_plan import CalibrationPlan
 from common.errors import (
     ApprovedAlreadyError,
     AuditBrokenError,
@@ -281,6 +282,26 @@ def test_an_administrator_reads_all_that_he_approves(package: PlanPackage) -> No
     ):
         assert expected in text
     assert SITE in text
+
+
+@pytest.mark.parametrize(
+    ("calibration", "line"),
+    [
+        (
+            CalibrationPlan(method="rcft", share=0.25, rounds=3),
+            "calibration by rcft: 3 rounds after them; 25% of the patients who are not tested are set aside",
+        ),
+        (
+            CalibrationPlan(method="temperature", share=0.1),
+            "calibration by temperature: no rounds, one number from pooled counts; 10% of the patients",
+        ),
+    ],
+)
+def test_an_administrator_reads_how_a_student_is_calibrated_and_on_whom(
+    calibration: CalibrationPlan, line: str
+) -> None:
+    assert line in "\n".join(describe(packaged(tiny_plan(calibration=calibration))))
+    assert "calibration by" not in "\n".join(describe(packaged(tiny_plan())))
 
 
 def test_a_plan_without_a_bound_says_so() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from client.loaded_plan import read_site
@@ -10,6 +11,7 @@ from client.patients.importers.folder import write_folder
 from client.patients.records import PatientRecord, PatientSet, Place, pseudonym
 from client.patients.splits import split_by_patient
 from client.site_patients import SitePatients
+from common.calibration_plan import CalibrationPlan
 from tests.client.homes import ANSWERS, packaged, site_settings
 from tests.fakes import tiny_plan
 
@@ -75,3 +77,29 @@ def test_one_batch_and_a_folder_of_the_sites_own_are_split_like_a_simulations_pa
     parts = split_by_patient(hashed, {"train": 0.75, "test": 0.25}, PACKAGE.plan.seed)
     found = read_site(own, PACKAGE, key=KEY)
     assert [one.patient_id for one in found.test] == [one.patient_id for one in parts["test"]]
+
+
+def test_what_a_plan_sets_aside_comes_from_training_alone_and_moves_nobody(tmp_path: Path) -> None:
+    settings = site_settings(tmp_path, test_share=0.25)
+    cft = CalibrationPlan(method="cft", share=0.3, rounds=1)
+    calibrated = packaged(tiny_plan(calibration=cft))
+    aside: set[str] = set()
+    for batch in (range(60), range(60, 120)):
+        bring_in(settings.data, *batch)
+        plain, found = (read_site(settings, package, key=KEY) for package in (PACKAGE, calibrated))
+        assert found.test == plain.test
+        assert sorted((*found.train, *found.calibration), key=plain.train.index) == list(plain.train)
+        assert plain.calibration == ()
+        now = {record.patient_id for record in found.calibration}
+        assert aside < now
+        aside = now
+    assert 0.1 < len(aside) / 90 < 0.5
+
+
+def test_who_has_no_answer_for_a_calibrated_track_is_not_set_aside(tmp_path: Path) -> None:
+    settings = site_settings(tmp_path, test_share=0.25)
+    bring_in(settings.data, *range(40))
+    both = tiny_plan(tracks=("rare_disease", "tissue_type"))
+    cft = CalibrationPlan(method="cft", share=0.5, rounds=1)
+    other = replace(both, tracks=(both.tracks[0], replace(both.tracks[1], calibration=cft)))
+    assert read_site(settings, packaged(other), key=KEY).calibration == ()

@@ -6,7 +6,7 @@ import pytest
 from client.patients.photos import ImageRef
 from client.patients.records import Finding, PatientRecord
 from client.patients.stain import normalize_stain
-from client.site_patients import SitePatients, Views, site_prompts
+from client.site_patients import SitePatients, Views, set_aside, site_prompts
 from common.tracks import RARE_DISEASE, TISSUE_TYPE
 
 
@@ -58,6 +58,37 @@ def test_what_the_photo_shows_is_hidden_whichever_track_asks() -> None:
     assert "ypertelorism" not in (views.view(record).note or "")
 
 
-def test_a_patient_in_train_and_test_is_refused() -> None:
+def test_a_patient_in_two_parts_is_refused() -> None:
     with pytest.raises(ValueError, match="Expected no patient in train and test, got 1"):
         SitePatients(train=(NOTE,), test=(NOTE,), views=Views())
+    with pytest.raises(ValueError, match="Expected no patient in train and calibration, got 1"):
+        SitePatients(train=(NOTE,), test=(), calibration=(NOTE,), views=Views())
+    with pytest.raises(ValueError, match="Expected no patient in test and calibration, got 1"):
+        SitePatients(train=(), test=(NOTE,), calibration=(NOTE,), views=Views())
+
+
+def many(number: int) -> list[PatientRecord]:
+    return [replace(NOTE, patient_id=f"p-{i}") for i in range(number)]
+
+
+def test_about_the_share_is_set_aside_by_the_seed_and_nobody_is_lost() -> None:
+    records = many(1000)
+    stay, aside = set_aside(records, 0.2, 7)
+    assert sorted((*stay, *aside), key=records.index) == records
+    # Five standard deviations.
+    assert abs(len(aside) - 200) < 5 * (1000 * 0.2 * 0.8) ** 0.5
+    assert set_aside(records, 0.2, 7) == (stay, aside)
+    assert set_aside(records, 0.2, 8) != (stay, aside)
+    assert set_aside(records, 0.0, 7) == (tuple(records), ())
+
+
+def test_nobody_moves_for_the_sake_of_another_who_comes_or_goes() -> None:
+    records = many(100)
+    _, aside = set_aside(records, 0.3, 7)
+    _, fewer = set_aside(records[::2], 0.3, 7)
+    assert {r.patient_id for r in fewer} == {r.patient_id for r in aside} & {
+        r.patient_id for r in records[::2]
+    }
+    # A larger share takes more, and nobody back.
+    _, more = set_aside(records, 0.5, 7)
+    assert {r.patient_id for r in aside} < {r.patient_id for r in more}

@@ -17,8 +17,9 @@ from client.student.batches import entries_by_patient
 from client.student.fit import encode_pairs, local_fit
 from client.student.model import adapter_spec, digest_base
 from client.teacher.rank import Ranking
-from client.worker import SiteWorker
+from client.worker import NobodySetAsideError, SiteWorker
 from common.adapter import Block, initial_adapter
+from common.calibration_plan import CalibrationPlan
 from common.errors import BudgetSpentError, DigestMismatchError
 from common.evaluation_counts import EvaluationCounts
 from common.fixedpoint import decode_counts
@@ -469,3 +470,132 @@ def test_what_the_base_says_is_known_where_the_plan_compares_with_it(
     before = worker.encoded()
     assert np.any(TrainWords.split(worker.words(train_task(changed, models))).delta)
     assert worker.encoded() == before
+
+
+CFT = CalibrationPlan(method="cft", share=0.2, rounds=2)
+
+
+def calibrating(plan: RunPlan, calibration: CalibrationPlan = CFT, **training: Any) -> RunPlan:
+    (track,) = plan.tracks
+    changed = replace(track.training, **training)
+    return replace(plan, tracks=(replace(track, training=changed, calibration=calibration),))
+
+
+def set_apart(population: Population) -> SitePatients:
+    """Ten of the site's training patients set aside; one of them gave consent for something else."""
+    own = population.sites[SITE]
+    first, *others = own.train[:10]
+    return replace(own, train=own.train[10:], calibration=(replace(first, consent=frozenset()), *others))
+
+
+def counts_of(
+    worker: SiteWorker, plan: RunPlan, models: Models, part: Any, **changes: Any
+) -> EvaluationCounts:
+    task = EvaluateTask(
+        run_id=RUN, round_id=RoundId(0), track=RARE_DISEASE.name, plan_digest=plan.digest(),
+        adapter=models.initial, sum_id=1, members=plan.sites, envelopes={}, part=part,
+        **{"temperature": 1.0, **changes},
+    )  # fmt: skip
+    return EvaluationCounts.from_words(worker.words(task))
+
+
+def test_a_measurement_counts_those_set_aside_who_allow_it_and_are_not_excluded(
+    plan: RunPlan, population: Population, models: Models, tmp_path: Path
+) -> None:
+    apart, gone = set_apart(population), set[str]()
+    own = worker_of(
+        calibrating(plan), population, models, tmp_path, patients=apart, excluded=lambda: frozenset(gone)
+    )
+    assert counts_of(own, plan, models, "calibration").metrics.n == 9
+    gone.add(apart.calibration[1].patient_id)
+    assert counts_of(own, plan, models, "calibration").metrics.n == 8
+    assert counts_of(own, plan, models, "test").metrics.n == len(apart.test)
+
+
+def test_confidences_are_made_at_the_tasks_temperature(
+    plan: RunPlan, population: Population, models: Models, tmp_path: Path
+) -> None:
+    own = worker_of(plan, population, models, tmp_path)
+    plain, tempered = (counts_of(own, plan, models, "test", temperature=t) for t in (1.0, 4.0))
+    assert plain.metrics == tempered.metrics
+    assert plain.temperatures == tempered.temperatures
+    assert sum(plain.bins.confidence_sum) > sum(tempered.bins.confidence_sum)
+
+
+def test_calibration_learns_from_those_set_aside_alone_and_training_never_from_them(
+    plan: RunPlan, population: Population, models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    apart, gone = set_apart(population), set[str]()
+    made = calibrating(plan)
+    own = worker_of(made, population, models, tmp_path, patients=apart, excluded=lambda: frozenset(gone))
+    seen: list[set[str]] = []
+    real = worker_module.calibrate_fit
+
+    def watched(student: Any, adapter: Any, block: Any, cases: Any, *rest: Any, **named: Any) -> Any:
+        seen.append({case.patient_id for case in cases})
+        return real(student, adapter, block, cases, *rest, **named)
+
+    monkeypatch.setattr(worker_module, "calibrate_fit", watched)
+    rounds = made.tracks[0].training.rounds
+    own.words(train_task(made, models, round_id=rounds))
+    assert seen == []
+    allowed = {record.patient_id for record in apart.calibration[1:]}
+    assert not allowed & {entry.patient_id for entry in own.encoded()}
+    for leaving in (set(), {min(allowed)}):
+        gone |= leaving
+        words = TrainWords.split(own.words(train_task(made, models, round_id=rounds + 1)))
+        assert seen[-1] == allowed - gone
+        weight = site_weight(len(seen[-1]), made.aggregation, made.tracks[0].training.weighting)
+        assert train_fixed_point(made).decode(words.weight) == pytest.approx([weight])
+    gone |= allowed
+    with pytest.raises(NobodySetAsideError, match="site-a: no patient of track rare_disease is set aside"):
+        own.words(train_task(made, models, round_id=rounds + 1))
+
+
+def test_a_site_with_nobody_set_aside_is_not_ready_where_calibration_is_all(
+    plan: RunPlan, population: Population, models: Models, tmp_path: Path
+) -> None:
+    with pytest.raises(NobodySetAsideError):
+        worker_of(calibrating(plan, rounds=0), population, models, tmp_path).prepare()
+    ready = worker_of(
+        calibrating(plan, rounds=0), population, models, tmp_path, patients=set_apart(population)
+    )
+    assert ready.prepare().pairs == ()
+
+
+def test_a_round_after_the_last_is_refused(
+    plan: RunPlan, population: Population, models: Models, tmp_path: Path
+) -> None:
+    made = calibrating(plan, CalibrationPlan(method="temperature", share=0.2))
+    own = worker_of(made, population, models, tmp_path, patients=set_apart(population))
+    last = made.tracks[0].training.rounds
+    with pytest.raises(ValueError, match=f"Expected a round up to {last} of the plan, got {last + 1}"):
+        own.words(train_task(made, models, round_id=last + 1))
+
+
+def test_under_privacy_calibration_is_a_private_step_on_those_set_aside(
+    dp_plan: RunPlan, population: Population, models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = calibrating(replace(dp_plan, privacy=replace(dp_plan.privacy, epsilon=None)))
+    budget = fake_budget(made, tmp_path / "ledger.db", SITE)
+    apart = set_apart(population)
+    own = worker_of(made, population, models, tmp_path, patients=apart, budget=budget)
+    seen: list[tuple[set[str], set[Any], Any]] = []
+    real = worker_module.private_words
+
+    def watched(
+        student: Any, adapter: Any, block: Any, patients: Any, plan: Any, track: Any, **named: Any
+    ) -> Any:
+        seen.append((
+            {entry.patient_id for entry in patients}, {entry.pairs for entry in patients}, track.training
+        ))  # fmt: skip
+        return real(student, adapter, block, patients, plan, track, **named)
+
+    monkeypatch.setattr(worker_module, "private_words", watched)
+    last = made.tracks[0].training.rounds
+    words = own.words(train_task(made, models, round_id=last + 1))
+    assert words.shape == (models.initial.spec.size(models.initial.spec.active_block(last + 1)),)
+    ((patients, pairs, training),) = seen
+    assert patients == {record.patient_id for record in apart.calibration[1:]}
+    assert pairs == {((0, None),)}
+    assert (training.orpo_lambda, training.nll_on, training.loss) == (0.0, "answer", "orpo")

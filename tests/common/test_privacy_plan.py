@@ -5,7 +5,9 @@ from typing import Any
 
 import pytest
 
+from common.calibration_plan import CalibrationPlan
 from common.errors import SettingsError
+from common.guarantee import guarantee, spendings
 from common.learning_plan import PreferencePlan, TeacherPlan
 from common.plan import RunPlan, TrackPlan
 from common.privacy_plan import PrivacyPlan, TeacherPrivacy, TrackPrivacy
@@ -56,6 +58,11 @@ def with_cap(patients: int, **track: Any) -> RunPlan:
     return replace(made, aggregation=replace(made.aggregation, site_patients_cap=patients))
 
 
+def calibrated(mode: str, method: str) -> RunPlan:
+    rounds = {} if method == "temperature" else {"rounds": 2}
+    return in_mode(mode, calibration=CalibrationPlan(method=method, share=0.2, **rounds))
+
+
 NO_PROMISE = replace(PRIVACY, epsilon=None)
 
 # What is accepted, what is refused for one difference, and the line.
@@ -84,6 +91,24 @@ RULES: dict[str, tuple[Change, Change, str]] = {
         lambda: with_teacher("none", NO_PROMISE),
         lambda: with_teacher("none", replace(NO_PROMISE, epsilon=100.0)),
         "teacher.privacy: expected public or dp: with another teacher an epsilon is void, got none",
+    ),
+    "what calibrates is covered or named": (
+        lambda: calibrated("distributed", "cft"),
+        lambda: calibrated("distributed", "rcft"),
+        "tracks[0].calibration.method: expected temperature or cft: no accounting covers the others in "
+        "privacy mode distributed, got rcft",
+    ),
+    "in mode local too": (
+        lambda: calibrated("local", "temperature"),
+        lambda: calibrated("local", "label_smoothing"),
+        "tracks[0].calibration.method: expected temperature or cft: no accounting covers the others in "
+        "privacy mode local, got label_smoothing",
+    ),
+    "in mode site too": (
+        lambda: calibrated("site", "cft"),
+        lambda: calibrated("site", "rcft"),
+        "tracks[0].calibration.method: expected temperature or cft: no accounting covers the others in "
+        "privacy mode site, got rcft",
     ),
     "answers are rejected from all": (
         lambda: rejecting("all"),
@@ -386,3 +411,16 @@ def test_a_mechanism_has_room_for_all_patients_and_all_shares() -> None:
     plain: TrackPlan = tiny_plan().tracks[0]
     with pytest.raises(ValueError, match="Expected a track with privacy, got one in mode none"):
         tiny_plan().mechanism(plain)
+
+
+@pytest.mark.parametrize(("mode", "steps"), [("distributed", 4 + 2 + 1), ("local", (4 + 2 + 1) * 3)])
+def test_rounds_of_calibration_are_steps_that_the_plan_pays_for(mode: str, steps: int) -> None:
+    cft = CalibrationPlan(method="cft", share=0.2, rounds=2)
+    local = {} if mode == "distributed" else with_training(local_steps=3)
+    promise = replace(PRIVACY, mode=mode, spare_steps=1, epsilon=None)
+    plan = private_plan(privacy=promise, track={"calibration": cft, **local})
+    assert plan.steps(plan.tracks[0]) == steps
+    without = replace(plan, tracks=(replace(plan.tracks[0], calibration=None),))
+    (more,), (fewer,) = spendings(plan), spendings(without)
+    assert (more.steps, fewer.steps) == (steps, steps * 5 // 7)
+    assert (guarantee(plan).epsilon or 0) > (guarantee(without).epsilon or 0)
