@@ -119,14 +119,14 @@ class SiteWorker:
         track, patients = self._track, self.teaching.patients
         taught = {pair.patient_id for pair in lessons.pairs}
         records = [record for record in patients.train if record.patient_id in taught]
+        read = site_readings(records, patients.views, track.definition, track.training, seed=self._plan.seed)
         entries = encode_pairs(
             self._student,
-            lessons.pairs,
+            # Pairs outlive what they were made of: there may be nothing left to read of a patient.
+            [pair for pair in lessons.pairs if pair.patient_id in read],
             max_prompt_tokens=track.training.max_prompt_tokens,
             imitate=track.training.orpo_lambda == 0,
-            prompts=site_readings(
-                records, patients.views, track.definition, track.training, seed=self._plan.seed
-            ),
+            prompts=read,
         )
         return with_reference(self._student, entries) if track.training.loss == "dpo" else entries
 

@@ -359,10 +359,16 @@ def teaching(
     return made
 
 
-def dp_worker(dp_plan: RunPlan, population: Population, models: Models, home: Path) -> SiteWorker:
+def dp_worker(
+    dp_plan: RunPlan,
+    population: Population,
+    models: Models,
+    home: Path,
+    patients: SitePatients | None = None,
+) -> SiteWorker:
     """As it is after a start: with what is on the disk."""
     budget = fake_budget(dp_plan, home / "ledger.db", SITE)
-    return worker_of(dp_plan, population, models, home, budget=budget)
+    return worker_of(dp_plan, population, models, home, patients, budget=budget)
 
 
 def test_teachers_are_charged_before_they_learn_and_once(
@@ -387,6 +393,20 @@ def test_a_restarted_worker_goes_on_with_its_pairs_without_a_second_charge(
     assert len(teaching.paid) == 1
     assert again.teaching.budget is not None
     assert len(again.teaching.budget.entries()) == 1
+
+
+def test_a_patient_of_whom_nothing_is_left_to_read_is_left_out_and_nobody_else(
+    dp_plan: RunPlan, population: Population, models: Models, teaching: Teaching, tmp_path: Path
+) -> None:
+    first = dp_worker(dp_plan, population, models, tmp_path)
+    gone = first.encoded()[0].patient_id
+    own = population.sites[SITE]
+    train = tuple(
+        replace(record, note=None, observed=(), excluded=()) if record.patient_id == gone else record
+        for record in own.train
+    )
+    again = dp_worker(dp_plan, population, models, tmp_path, patients=replace(own, train=train))
+    assert again.encoded() == first.encoded()[1:]
 
 
 def test_teachers_that_are_paid_for_and_lost_are_not_trained_again(
