@@ -30,7 +30,7 @@ class CalibrationPlan:
     """The last stage of a track's student.
 
     Attributes:
-        method: ``temperature``: confidences are made of scores divided by one number, chosen on pooled counts.
+        method: ``temperature``: confidences are of scores divided by one number, chosen on pooled counts.
             ``cft``: supervised fine-tuning on the right answer alone. ``label_smoothing``: the same against
             smoothed tokens, the baseline. ``rcft``: fine-tuning on prompt and right answer, with confidences
             pulled to the pooled accuracy of their bin (arXiv 2505.01997).

@@ -37,6 +37,7 @@ from common.errors import FederationError, ForeignCodeError, SettingsError
 from common.flower import from_record, site_of_record, to_record
 from common.messages import Message, PrepareTask, Ready, Refusal
 from common.plan_package import PlanPackage
+from common.wire import SCHEMA
 from tests.client.homes import CONSORTIUM as TRIAL
 from tests.client.homes import NOW, SITE, approve, make_home, packaged, site_settings
 from tests.fakes import RUN, TRACK, tiny_plan
@@ -357,7 +358,8 @@ def test_a_message_of_another_protocol_version_is_refused_with_its_version(
 ) -> None:
     message = flower_message(prepare)
     head = message.content["head"]
-    head["json"] = str(head["json"]).replace('"schema":3', '"schema":2')  # type: ignore[index, call-overload]
+    now, before = (f'"schema":{schema}' for schema in (SCHEMA, SCHEMA - 1))
+    head["json"] = str(head["json"]).replace(now, before)  # type: ignore[index, call-overload]
     supernode = Flower(monkeypatch, message, GOOD)
     start(monkeypatch, home)
     assert isinstance(supernode.reply, Refusal)

@@ -305,7 +305,12 @@ def test_who_withdrew_from_the_test_is_not_counted(trial: Trial) -> None:
     hosting(prepare(trial))
     (worker,) = hosting._loaded[trial.plan.digest()].workers.values()
     task = example(
-        EvaluateTask, track=TRACK, adapter=trial.models.initial, plan_digest=trial.plan.digest(), envelopes={}
+        EvaluateTask,
+        track=TRACK,
+        adapter=trial.models.initial,
+        plan_digest=trial.plan.digest(),
+        envelopes={},
+        part="test",
     )
     whole = worker.words(task)[0]
     withdrawn_file = trial.site_home(SITE).withdrawn_file("adults")

@@ -51,7 +51,7 @@ def test_every_method_sets_patients_aside_and_has_a_score(method: Any) -> None:
         ("rcft", {"score": "max"}, "score: expected one of sum, mean, got 'max'"),
     ],
 )
-def test_a_bad_value_is_refused_with_one_clear_line(method: Any, changes: dict, line: str) -> None:
+def test_a_bad_value_is_refused_with_one_clear_line(method: Any, changes: dict[str, Any], line: str) -> None:
     with pytest.raises(SettingsError) as caught:
         plan_of(method, **changes)
     assert str(caught.value).startswith(line)
