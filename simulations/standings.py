@@ -13,11 +13,12 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
+from simulations.method_settings import CALIBRATIONS
+
 MEAN = "_mean"
 OWN_ANSWERS = "own_answers"
 NEW_PUBLICATIONS = "new_publications"
 MAIN_LEARNING = "orpo"
-CALIBRATIONS = ("temperature", "label_smoothing", "cft", "rcft")
 """Names of what a student's last stage may be; a method's name ends with it."""
 _ACRONYMS = ("orpo", "sft", "dpo", "rag", "cot", "cft", "rcft")
 _EPSILON = re.compile(r"(distributed|local)_eps_([0-9]+(?:-[0-9]+)?)")
@@ -61,6 +62,7 @@ _NAMED = {
 }
 """Methods that are no kind of student trained from patients, by name, in the order of the standings."""
 _SUFFIXES = {
+    "pooled_temperature": "calibrated (temperature, all data in one place)",
     "temperature": "calibrated (temperature)",
     "label_smoothing": "calibrated (label smoothing)",
     "cft": "calibrated (CFT)",
