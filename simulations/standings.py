@@ -19,7 +19,6 @@ MEAN = "_mean"
 OWN_ANSWERS = "own_answers"
 NEW_PUBLICATIONS = "new_publications"
 MAIN_LEARNING = "orpo"
-"""Names of what a student's last stage may be; a method's name ends with it."""
 _ACRONYMS = ("orpo", "sft", "dpo", "rag", "cot", "cft", "rcft")
 _EPSILON = re.compile(r"(distributed|local)_eps_([0-9]+(?:-[0-9]+)?)")
 
