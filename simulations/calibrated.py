@@ -38,7 +38,7 @@ def _calibrating(plan: RunPlan, settings: SimulationSettings, method: Calibratio
 def _calibrated_track(track: TrackPlan, settings: SimulationSettings, method: CalibrationMethod) -> TrackPlan:
     chosen = settings.calibration
     assert chosen is not None  # the settings refuse the method without
-    own = {key: value for key, value in asdict(chosen).items() if key in (*EFFECTIVE[method], "score")}
+    own = {key: value for key, value in asdict(chosen).items() if key in EFFECTIVE[method]}
     calibration = CalibrationPlan(method=method, share=settings.data.calibration_share, **own)
     return replace(track, training=replace(track.training, rounds=0), calibration=calibration)
 

@@ -59,7 +59,8 @@ class EvaluationSettings:
 class CalibrationSettings:
     """How a finished student is calibrated; as in ``CalibrationPlan``, for all of ``CALIBRATIONS``.
 
-    The patients are those that the data set aside (``data.calibration_share``).
+    The patients are those that the data set aside (``data.calibration_share``); a confidence is made of
+    summed log-probabilities, as those of the students that are compared with.
     """
 
     rounds: int
@@ -67,7 +68,6 @@ class CalibrationSettings:
     weight: float
     smoothing: float
     candidates: int
-    score: Literal["sum", "mean"]
     learning_rate: float
 
 

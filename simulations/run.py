@@ -97,7 +97,13 @@ def write_outputs(
             settings.out / "students" / track,
             federated_student(trained[track]).adapter,
             population.answers,
-            _card(plan, plan.track(track), models[track], content["privacy"]),
+            _card(
+                plan,
+                plan.track(track),
+                models[track],
+                content["privacy"],
+                temperature=federated_student(trained[track]).temperature,
+            ),
         )
     entries = most_charged(plan, [federated_student(students).entries for students in trained.values()])
     if entries:
@@ -113,7 +119,9 @@ def _write_predictions(folder: Path, track: str, judged: Judgement) -> None:
             write_predictions(predictions_path(folder, track, name, site), predictions)
 
 
-def _card(plan: RunPlan, track: TrackPlan, models: Models, privacy: Mapping[str, Any]) -> StudentCard:
+def _card(
+    plan: RunPlan, track: TrackPlan, models: Models, privacy: Mapping[str, Any], *, temperature: float
+) -> StudentCard:
     return StudentCard(
         track=track.track,
         base_model=str(models.base.resolve()),
@@ -127,6 +135,7 @@ def _card(plan: RunPlan, track: TrackPlan, models: Models, privacy: Mapping[str,
         statement=privacy["statement"],
         not_covered=tuple(privacy.get("not_covered", ())),
         aggregation=plan.aggregation.mode,
+        temperature=temperature,
     )
 
 

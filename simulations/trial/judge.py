@@ -21,7 +21,7 @@ def judge(stand: Stand, run: str) -> dict[str, Any]:
         report = json.loads((stand.out(run) / track.track / "rounds.json").read_text(encoding="utf-8"))
         rounds = report["rounds"]
         numbers = [one["round_id"] for one in rounds]
-        if numbers != list(range(1, track.training.rounds + 1)):
+        if numbers != list(range(1, track.all_rounds + 1)):
             faults.append(f"{track.track}: rounds {numbers}")
         sums = [one["sum_id"] for one in rounds]
         if len(set(sums)) < len(sums):
@@ -49,7 +49,7 @@ def _ledgers(stand: Stand, faults: list[str]) -> dict[str, int]:
     if plan.privacy.mode == "none":
         return {}
     entries: dict[str, int] = {}
-    least = sum(track.training.rounds for track in plan.tracks)
+    least = sum(track.all_rounds for track in plan.tracks)
     for site in stand.sites:
         verified = stand.site(site, "ledger", "verify", check=False)
         audited = stand.site(site, "audit", "--verify", check=False)
