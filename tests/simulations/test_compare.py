@@ -150,7 +150,7 @@ def test_a_variant_of_an_unknown_key_is_refused_by_name(key: str) -> None:
         (["seeds=[1,1]"], "seeds: expected every"),
         (["data.calibration_share=0"], "data.calibration_share: expected more than 0"),
         (["calibration=null"], "calibration: expected settings"),
-        (["variants={a: {seed: 1}}"], "variants: expected none beside seeds"),
+        (["+variants.a.seed=1"], "variants: expected none beside seeds"),
         (["retrieval.cases=0"], "cases: expected a whole number >= 1"),
         (["data.calibration_share=1"], "calibration_share: expected"),
     ],

@@ -191,7 +191,7 @@ def test_a_point_has_a_name_for_files(tmp_path: Path, epsilon: float, name: str)
 @pytest.mark.parametrize(
     ("overrides", "line"),
     [
-        (["plan.privacy.mode=none"], "plan.privacy.mode: expected distributed"),
+        (["plan.privacy.mode=none", "plan.privacy.epsilon=null"], "plan.privacy.epsilon: expected a number"),
         (["plan.privacy.mode=local"], "plan.privacy.mode: expected distributed"),
         (["sweep=[{mode: local, epsilon: 1}, {mode: local, epsilon: 1.0}]"], "'local_eps_1' twice"),
         (["sweep=[{mode: local, epsilon: 0}]"], "epsilon: expected a number > 0"),
