@@ -12,7 +12,11 @@ settings.register_profile("consilium", deadline=None, derandomize=True, max_exam
 settings.load_profile("consilium")
 
 # One of two processes takes a file of tests at a time: the longest first, or one waits for them alone.
-LONGEST = ("simulations/trial/test_trial.py", "federation/test_operation_lists.py")
+LONGEST = (
+    "simulations/trial/test_trial.py",
+    "federation/test_operation_lists.py",
+    "simulations/test_compare.py",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
