@@ -82,7 +82,8 @@ class Keeper:
 
     Attributes:
         folder: Of the run.
-        recipe: All that students depend on beside their plans: data, seed, recipes.
+        recipe: What students depend on beside their plans: data, and the recipes of teachers and of training
+            alone. The teachers' eyes are not in it.
     """
 
     folder: Path

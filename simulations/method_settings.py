@@ -22,9 +22,6 @@ METHODS = ("base", "teacher", "linear_model", "linear_model_with_exclusions", "t
            "local_dpo", "federated_dpo",
            *(f"federated_orpo_{name}" for name in CALIBRATIONS),
            *(f"rag_{name}" for name in RETRIEVALS))  # fmt: skip
-TEXT_METHODS = frozenset({"linear_model", "linear_model_with_exclusions", "text_linear", "search",
-                          *(f"rag_{name}" for name in RETRIEVALS)})  # fmt: skip
-"""Methods of text tracks alone; a track of images goes without them."""
 
 
 @dataclass(frozen=True, kw_only=True)

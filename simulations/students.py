@@ -65,7 +65,9 @@ def train_students(
         if method not in settings.methods:
             continue
         if name == POOLED_TEMPERATURE:
-            add(method, start.plan, pooled_temperature(start, finished))
+            # Of this very student: one that was trained anew may differ, under noise.
+            adapters = {track: federated_student(own).adapter for track, own in trained.items()}
+            add(method, starting_from(start.plan, adapters), pooled_temperature(start, finished))
         else:
             course = calibration_course(start, cast(CalibrationMethod, name), finished)
             add(method, course.plan, course.train_federated)
